@@ -1,0 +1,214 @@
+//! What a Corefile means: plain types, no text.
+//!
+//! Everything is checked when it gets here: a value out of bounds, or a directive that is not supported, never
+//! becomes a [`Config`]. Bounds and defaults stand beside each field, with CoreDNS 1.15.0 as their source where
+//! nothing else is said. Two equal blocks serve the same answers: the daemon keeps cached answers over a reload for
+//! every block whose value did not change.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nodestub_wire::Name;
+
+/// A whole Corefile, in the order of the file.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Config {
+    /// The server blocks; never empty.
+    pub blocks: Vec<ServerBlock>,
+}
+
+/// `ZONE[:PORT]... { DIRECTIVE... }`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ServerBlock {
+    /// The zones that the block answers, with their ports; never empty, no zone and port twice in one block.
+    pub zones: Vec<ZoneKey>,
+    /// `bind`: where to listen; empty means every address of the machine.
+    pub bind: Vec<BindTarget>,
+    /// `errors`: log what goes wrong with a query.
+    pub errors: bool,
+    /// `log`: log queries.
+    pub log: Option<Log>,
+    /// `cache`: keep answers.
+    pub cache: Option<Cache>,
+    /// `hosts`: answers of our own.
+    pub hosts: Option<Hosts>,
+    /// `loop`: find out whether queries come back to us.
+    pub detect_loop: bool,
+    /// `forward`: whom to ask. Several, in the order of the file; the first whose `from` holds the name and whose
+    /// `except` does not is used.
+    pub forward: Vec<Forward>,
+    /// `health`: an HTTP endpoint that says that the process lives.
+    pub health: Option<Health>,
+    /// `ready`: an HTTP endpoint that says that names are answered. Default `:8181`.
+    pub ready: Option<HttpAddr>,
+    /// `prometheus`: an HTTP endpoint with metrics. Default `localhost:9153`.
+    pub prometheus: Option<HttpAddr>,
+    /// `reload`: look for changes of the file.
+    pub reload: Option<Reload>,
+}
+
+/// A zone and the port where it is served.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ZoneKey {
+    /// The zone; the root for `.`.
+    pub zone: Name,
+    /// Default 53, or what `-dns.port` says.
+    pub port: u16,
+}
+
+/// One word of `bind`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum BindTarget {
+    /// An address.
+    Addr(IpAddr),
+    /// All addresses that a network device has when the file is loaded.
+    Device(String),
+}
+
+/// `[HOST]:PORT` of an HTTP endpoint; no host means every address.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct HttpAddr {
+    /// `None`: every address, both families.
+    pub host: Option<IpAddr>,
+    /// The TCP port.
+    pub port: u16,
+}
+
+/// `log [NAMES...]`: queries for these names and below, in CoreDNS's common format.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Log {
+    /// Never empty; the root by default.
+    pub names: Vec<Name>,
+}
+
+/// `cache [TTL] [ZONES...] { ... }`. TTLs in seconds.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Cache {
+    /// Only names in these zones are kept; empty means all of the block's.
+    pub zones: Vec<Name>,
+    /// Answers that exist. Defaults: 9984 entries, TTL 5 to 3600.
+    pub success: CacheClass,
+    /// NXDOMAIN and NODATA. Defaults: 9984 entries, TTL 5 to 1800.
+    pub denial: CacheClass,
+    /// How long a SERVFAIL is kept. Default 5 s, 0 is off, at most 5 min.
+    pub servfail: Duration,
+    /// `keepttl`: give the original TTL, not what is left of it.
+    pub keep_ttl: bool,
+    /// `disable success [ZONES...]`: zones whose answers are not kept.
+    pub disable_success: Vec<Name>,
+    /// `disable denial [ZONES...]`: zones whose denials are not kept.
+    pub disable_denial: Vec<Name>,
+}
+
+/// Bounds of one class of cached answers.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct CacheClass {
+    /// Most entries. At least 1024.
+    pub capacity: usize,
+    /// Longest TTL, in seconds; a longer one is cut to it.
+    pub max_ttl: u32,
+    /// Shortest TTL, in seconds; a shorter one is lifted to it.
+    pub min_ttl: u32,
+}
+
+/// `forward FROM TO... { ... }`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Forward {
+    /// Names in this zone are forwarded.
+    pub from: Name,
+    /// 1 to 15 upstreams after files are read.
+    pub to: Vec<Upstream>,
+    /// `except`: names in these zones are not.
+    pub except: Vec<Name>,
+    /// `policy`. Default random.
+    pub policy: Policy,
+    /// Which transport towards the upstream.
+    pub transport: Transport,
+    /// `max_fails`: failures in a row after which an upstream is down. Default 2; 0: never down.
+    pub max_fails: u32,
+    /// `health_check`: time between probes of an upstream that failed. Default 0.5 s.
+    pub health_check: Duration,
+    /// `expire`: how long an unused connection is kept. Default 10 s.
+    pub expire: Duration,
+    /// `max_concurrent`: queries under way above which more are REFUSED. Default `None`: no limit of the Corefile's.
+    pub max_concurrent: Option<u32>,
+}
+
+/// One word of `forward`'s TO.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Upstream {
+    /// A server; port 53 where none is given.
+    Addr(SocketAddr),
+    /// A file in the format of resolv.conf; its `nameserver` lines are meant. Read when the file is loaded.
+    ResolvConf(PathBuf),
+}
+
+/// `policy`: in which order upstreams are tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Policy {
+    /// A random one first.
+    Random,
+    /// Each in turn.
+    RoundRobin,
+    /// As listed.
+    Sequential,
+}
+
+/// Which transport is used towards an upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Transport {
+    /// The one by which the client asked (CoreDNS's default).
+    Same,
+    /// `prefer_udp`: UDP, whatever the client used.
+    Udp,
+    /// `force_tcp`: TCP; wins when both are set.
+    Tcp,
+}
+
+/// `hosts [FILE [ZONES...]] { INLINE ... }`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Hosts {
+    /// The file; `/etc/hosts` where the directive names no file (CoreDNS reads it beside inline entries as well).
+    pub file: Option<PathBuf>,
+    /// Entries that stand in the Corefile itself; they come before those of the file.
+    pub inline: Vec<HostsEntry>,
+    /// Only names in these zones; empty means all of the block's.
+    pub zones: Vec<Name>,
+    /// `ttl`: seconds. Default 3600, 1 to 65535.
+    pub ttl: u32,
+    /// `no_reverse`: no PTR answers.
+    pub no_reverse: bool,
+    /// `reload`: how often the file is looked at. Default 5 s; `None` (`reload 0`): never.
+    pub reload: Option<Duration>,
+    /// `fallthrough [ZONES...]`: where a name that is not found is passed on. `None`: nowhere, NXDOMAIN is answered;
+    /// empty: everywhere.
+    pub fallthrough: Option<Vec<Name>>,
+}
+
+/// `ADDRESS NAME...`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct HostsEntry {
+    /// The address.
+    pub addr: IpAddr,
+    /// Its names, never empty; the first is the PTR's.
+    pub names: Vec<Name>,
+}
+
+/// `health [ADDR] { lameduck DURATION }`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Health {
+    /// Default `:8080`.
+    pub addr: HttpAddr,
+    /// `lameduck`: go on answering for so long after the order to stop. Default 0.
+    pub lameduck: Duration,
+}
+
+/// `reload [INTERVAL] [JITTER]`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Reload {
+    /// Default 30 s, at least 2 s.
+    pub interval: Duration,
+    /// Default 15 s, at least 1 s; a random part of it is added or taken away. At most half the interval.
+    pub jitter: Duration,
+}
