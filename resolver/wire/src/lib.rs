@@ -1,17 +1,31 @@
-//! DNS bytes: no sockets, no clock, no async, and on the borrowing paths no allocation.
+//! DNS bytes: no sockets, no clock, no async, and nothing allocated where a client's packet is read or a kept answer
+//! is given.
 //!
 //! In the order in which a packet meets them:
 //!
-//! - `Cursor`: the only place that keeps an offset into a packet by hand.
-//! - `Name`: an owned, lower-cased name, for configuration and keys.
-//! - `Query`: a client's question, borrowed from the buffer that it came in.
-//! - `Reply`: an upstream's answer, walked once and checked; finds the TTLs that a cache will patch.
-//! - `edit`: what is done to a packet in place: headers, TTLs, EDNS, truncation.
+//! - [`Cursor`]: the only place that keeps an offset into a packet by hand.
+//! - [`Query`]: a client's question, admitted or not.
+//! - [`Ask`]: the question that we pass on.
+//! - [`Reply`]: an upstream's response, walked once and checked.
+//! - [`Answer`]: its records as they are kept, and how a reply is built from them in the query's own buffer.
+//! - [`Name`]: an owned, lower-cased name, for configuration.
 //!
 //! Deliberately not here: records as objects. A packet that is passed on is never re-encoded; where answers are
 //! made (local names), the daemon uses `hickory-proto`.
 #![forbid(unsafe_code)]
 
+mod answer;
+mod ask;
+mod cursor;
+mod header;
 mod name;
+mod query;
+mod reply;
 
+pub use answer::{Answer, OwnedAnswer, write_error};
+pub use ask::{Ask, UPSTREAM_UDP_PAYLOAD};
+pub use cursor::{Cursor, Malformed, NameBuf};
+pub use header::{CLASS_IN, Flags, HEADER, Header, Rcode, rtype};
 pub use name::{MAX_LABEL, MAX_LABELS, MAX_NAME, Name, NameError};
+pub use query::{Admission, Edns, MIN_UDP_PAYLOAD, OPT, Query};
+pub use reply::{MAX_RECORDS, Range, Record, Reply, Section};

@@ -1,0 +1,237 @@
+//! The only place that keeps an offset into a packet by hand.
+//!
+//! Every read says whether the bytes were there. A name that is skipped is checked as it is passed: labels of at
+//! most 63 bytes, at most 255 bytes in all once its pointers are followed, pointers strictly backward (so there can
+//! be no loop), reserved label types refused (RFC 1035, 4.1.4; RFC 9267 for what goes wrong elsewhere).
+
+use crate::name::{MAX_LABEL, MAX_NAME};
+
+/// A packet, or a part of it, was not what the protocol allows. There is nothing a caller could do with more detail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Malformed;
+
+impl std::fmt::Display for Malformed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("malformed DNS message")
+    }
+}
+
+impl std::error::Error for Malformed {}
+
+/// Reads a packet from front to back.
+#[derive(Debug, Clone)]
+pub struct Cursor<'a> {
+    packet: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Cursor<'a> {
+    /// Starts at byte `at` of `packet`; an offset past the end reads nothing.
+    pub fn new(packet: &'a [u8], at: usize) -> Self {
+        Self { packet, at }
+    }
+
+    /// Offset of the next byte from the packet's start.
+    pub fn at(&self) -> usize {
+        self.at
+    }
+
+    /// The next `length` bytes.
+    ///
+    /// # Errors
+    /// The packet ends before.
+    pub fn take(&mut self, length: usize) -> Result<&'a [u8], Malformed> {
+        let end = self.at.checked_add(length).ok_or(Malformed)?;
+        let bytes = self.packet.get(self.at..end).ok_or(Malformed)?;
+        self.at = end;
+        Ok(bytes)
+    }
+
+    /// The next byte.
+    ///
+    /// # Errors
+    /// The packet ends before.
+    pub fn u8(&mut self) -> Result<u8, Malformed> {
+        let byte = *self.packet.get(self.at).ok_or(Malformed)?;
+        self.at += 1;
+        Ok(byte)
+    }
+
+    /// The next two bytes, big-endian.
+    ///
+    /// # Errors
+    /// The packet ends before.
+    pub fn u16(&mut self) -> Result<u16, Malformed> {
+        let bytes = self.take(2)?;
+        Ok(u16::from_be_bytes(bytes.try_into().map_err(|_| Malformed)?))
+    }
+
+    /// The next four bytes, big-endian.
+    ///
+    /// # Errors
+    /// The packet ends before.
+    pub fn u32(&mut self) -> Result<u32, Malformed> {
+        let bytes = self.take(4)?;
+        Ok(u32::from_be_bytes(bytes.try_into().map_err(|_| Malformed)?))
+    }
+
+    /// Passes a name, compressed or not, and checks all of it.
+    ///
+    /// # Errors
+    /// The name breaks a rule of the module comment, or the packet ends within it.
+    pub fn skip_name(&mut self) -> Result<(), Malformed> {
+        self.walk_name(|_| ())
+    }
+
+    /// Copies a name out, lower-cased and without compression.
+    ///
+    /// # Errors
+    /// As [`Cursor::skip_name`].
+    pub fn name(&mut self) -> Result<NameBuf, Malformed> {
+        let mut name = NameBuf::default();
+        self.walk_name(|label| name.push(label))?;
+        name.finish();
+        Ok(name)
+    }
+
+    /// Hands each label to `visit` with its length byte in front; the root's empty label is not handed out.
+    fn walk_name(&mut self, mut visit: impl FnMut(&'a [u8])) -> Result<(), Malformed> {
+        let mut length_so_far = 1; // the root's zero
+        let mut at = self.at;
+        let mut limit = self.at; // a pointer must lead to a place before every place seen so far
+        let mut end_in_place = None;
+        loop {
+            let length = usize::from(*self.packet.get(at).ok_or(Malformed)?);
+            match length {
+                0 => break,
+                1..=MAX_LABEL => {
+                    let label = self.packet.get(at..at + 1 + length).ok_or(Malformed)?;
+                    length_so_far += label.len();
+                    if length_so_far > MAX_NAME {
+                        return Err(Malformed);
+                    }
+                    visit(label);
+                    at += label.len();
+                }
+                0xC0.. => {
+                    let low = usize::from(*self.packet.get(at + 1).ok_or(Malformed)?);
+                    let target = (length & 0x3F) << 8 | low;
+                    if target >= limit {
+                        return Err(Malformed);
+                    }
+                    end_in_place.get_or_insert(at + 2);
+                    limit = target;
+                    at = target;
+                }
+                _ => return Err(Malformed), // label types 0x40 and 0x80 (RFC 6891, 5)
+            }
+        }
+        self.at = end_in_place.unwrap_or(at + 1);
+        Ok(())
+    }
+}
+
+/// A name copied out of a packet: lower-cased, uncompressed, on the stack.
+#[derive(Clone)]
+pub struct NameBuf {
+    bytes: [u8; MAX_NAME],
+    length: u8,
+}
+
+impl Default for NameBuf {
+    fn default() -> Self {
+        Self { bytes: [0; MAX_NAME], length: 0 }
+    }
+}
+
+impl NameBuf {
+    /// Wire form, lower case, ending with the root's zero.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(..usize::from(self.length)).unwrap_or_default()
+    }
+
+    /// An owned copy for the slow side.
+    pub fn to_name(&self) -> crate::Name {
+        crate::Name::from_wire(self.as_bytes()).unwrap_or_else(|_| crate::Name::root())
+    }
+
+    /// `label` has its length byte in front; the walk has checked that all labels fit.
+    fn push(&mut self, label: &[u8]) {
+        let start = usize::from(self.length);
+        if let Some(place) = self.bytes.get_mut(start..start + label.len()) {
+            place.copy_from_slice(label);
+            // Length bytes are at most 63, below `A`: lower-casing leaves them alone.
+            place.make_ascii_lowercase();
+            self.length = u8::try_from(start + label.len()).unwrap_or(self.length);
+        }
+    }
+
+    fn finish(&mut self) {
+        // The byte after the last label is still 0, which is the root.
+        self.length = self.length.saturating_add(1);
+    }
+}
+
+impl std::fmt::Debug for NameBuf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "NameBuf({})", self.to_name())
+    }
+}
+
+impl PartialEq for NameBuf {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for NameBuf {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name_at(packet: &[u8], at: usize) -> Result<(String, usize), Malformed> {
+        let mut cursor = Cursor::new(packet, at);
+        let name = cursor.name()?;
+        Ok((name.to_name().to_string(), cursor.at()))
+    }
+
+    #[test]
+    fn follows_a_pointer_and_goes_on_behind_it() {
+        let packet = b"\x05Local\0\x07Cluster\xc0\x00rest";
+        assert_eq!(name_at(packet, 7), Ok(("cluster.local.".into(), 17)));
+    }
+
+    #[test]
+    fn rejects_pointers_that_do_not_lead_backward() {
+        for packet in [
+            b"\xc0\x00".as_slice(),             // to itself
+            b"\xc0\x02\xc0\x00",                // forward
+            b"\x01a\xc0\x00",                   // to its own start: a loop
+            b"\x01a\x01b\xc0\x02",              // into its own middle: a loop
+            b"\x01a\xc0",                       // cut off
+            b"\x40a",                           // reserved label type
+            b"\x05ab",                          // cut off
+        ] {
+            assert_eq!(name_at(packet, 0), Err(Malformed), "{packet:?}");
+        }
+    }
+
+    #[test]
+    fn rejects_names_that_grow_past_255_bytes_through_pointers() {
+        let mut packet = Vec::new();
+        for _ in 0..3 {
+            packet.push(63);
+            packet.extend([b'a'; 63]);
+        }
+        packet.push(0); // 193 bytes
+        let second = packet.len();
+        packet.push(61);
+        packet.extend([b'b'; 61]);
+        packet.extend([0xC0, 0]); // 62 more: 255
+        assert_eq!(Cursor::new(&packet, second).name().unwrap().as_bytes().len(), 255);
+        let third = packet.len();
+        packet.extend([1, b'c', 0xC0, u8::try_from(second).unwrap()]);
+        assert_eq!(Cursor::new(&packet, third).name(), Err(Malformed));
+    }
+}
