@@ -25,6 +25,9 @@ pub struct ServerBlock {
     pub zones: Vec<ZoneKey>,
     /// `bind`: where to listen; empty means every address of the machine.
     pub bind: Vec<BindTarget>,
+    /// `except` of `bind`: never listened on, though a device of [`bind`](Self::bind) has it. Empty where the parser
+    /// could take the exceptions away itself.
+    pub bind_except: Vec<BindTarget>,
     /// `errors`: log what goes wrong with a query.
     pub errors: bool,
     /// `log`: log queries.
@@ -171,7 +174,8 @@ pub enum Transport {
 pub struct Hosts {
     /// The file; `/etc/hosts` where the directive names no file (CoreDNS reads it beside inline entries as well).
     pub file: Option<PathBuf>,
-    /// Entries that stand in the Corefile itself; they come before those of the file.
+    /// Entries that stand in the Corefile itself; answers give those of the file first, then these (CoreDNS). A name
+    /// such as `*.example.org` stands for what is below and not named itself, and has no PTR.
     pub inline: Vec<HostsEntry>,
     /// Only names in these zones; empty means all of the block's.
     pub zones: Vec<Name>,
@@ -209,6 +213,7 @@ pub struct Health {
 pub struct Reload {
     /// Default 30 s, at least 2 s.
     pub interval: Duration,
-    /// Default 15 s, at least 1 s; a random part of it is added or taken away. At most half the interval.
+    /// Default 15 s; 0, or at least 1 s. At most half the interval, and cut to it. Up to half of it is added or taken
+    /// away at random.
     pub jitter: Duration,
 }

@@ -1,0 +1,133 @@
+//! `cache [TTL] [ZONE...] { success ...; denial ...; servfail ...; disable ...; keepttl }`.
+
+use std::time::Duration;
+
+use nodestub_wire::Name;
+
+use super::{count, flag, one, options, unknown_option, zone_list};
+use crate::config::{Cache, CacheClass};
+use crate::context::{Context, Problem};
+use crate::lexer::Token;
+use crate::parser::{Directive, Entry};
+use crate::report::shown;
+use crate::values::{duration, number, number_u32};
+
+/// CoreDNS's cache is 256 shards of at least 4 entries; a capacity is rounded down to a multiple of the shards.
+const SHARDS: u64 = 256;
+const LEAST_ENTRIES: u64 = 4 * SHARDS;
+const DEFAULT_ENTRIES: u64 = 10_000;
+const MAX_TTL_SECONDS: u32 = 3600;
+const MAX_DENIAL_TTL_SECONDS: u32 = 1800;
+const MIN_TTL_SECONDS: u32 = 5;
+const SERVFAIL: Duration = Duration::from_secs(5);
+/// RFC 2308, 7.1.
+const MAX_SERVFAIL: Duration = Duration::from_secs(300);
+
+const SUPPORTED: [&str; 5] = ["success", "denial", "servfail", "disable", "keepttl"];
+const UNSUPPORTED: [&str; 3] = ["prefetch", "serve_stale", "serve_stale_policy"];
+
+pub(super) fn read(context: &mut Context<'_>, directive: &Directive) -> Option<Cache> {
+    let class =
+        |max_ttl| CacheClass { capacity: capacity(DEFAULT_ENTRIES), max_ttl, min_ttl: MIN_TTL_SECONDS };
+    let mut cache = Cache {
+        zones: Vec::new(),
+        success: class(MAX_TTL_SECONDS),
+        denial: class(MAX_DENIAL_TTL_SECONDS),
+        servfail: SERVFAIL,
+        keep_ttl: false,
+        disable_success: Vec::new(),
+        disable_denial: Vec::new(),
+    };
+    let mut zones = directive.arguments.as_slice();
+    if let Some((first, rest)) = zones.split_first()
+        && is_number(&first.text)
+    {
+        zones = rest;
+        let ttl = context.accept(first.span, number_u32(&first.text, 1))?;
+        cache.success.max_ttl = ttl;
+        cache.denial.max_ttl = ttl;
+    }
+    cache.zones = zone_list(context, zones);
+    // `disable` may stand once for each class; the second of a class replaces the first, as in CoreDNS.
+    for option in options(context, directive, &["disable"]) {
+        match option.name.text.as_str() {
+            "success" => read_class(context, option, &mut cache.success),
+            "denial" => read_class(context, option, &mut cache.denial),
+            "servfail" => {
+                if let Some(ttl) = read_servfail(context, option) {
+                    cache.servfail = ttl;
+                }
+            }
+            "disable" => read_disable(context, option, &mut cache),
+            "keepttl" => cache.keep_ttl |= flag(context, option),
+            _ => unknown_option(context, directive, option, &SUPPORTED, &UNSUPPORTED),
+        }
+    }
+    Some(cache)
+}
+
+/// What Go's `strconv.Atoi` takes: then it is the TTL and no zone.
+fn is_number(text: &str) -> bool {
+    let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
+    !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+fn capacity(entries: u64) -> usize {
+    usize::try_from((entries / SHARDS * SHARDS).max(LEAST_ENTRIES)).unwrap_or(usize::MAX)
+}
+
+/// `CAPACITY [TTL [MINTTL]]`.
+fn read_class(context: &mut Context<'_>, option: &Entry, class: &mut CacheClass) {
+    let form = format!("{} CAPACITY [TTL [MINTTL]]", option.name.text);
+    if !count(context, &option.name, &option.arguments, (1, 3), &form) {
+        return;
+    }
+    let mut arguments = option.arguments.iter();
+    if let Some(token) = arguments.next()
+        && let Some(entries) = context.accept(token.span, number(&token.text, 0, u64::from(u32::MAX)))
+    {
+        class.capacity = capacity(entries);
+    }
+    let mut ttl = |token: Option<&Token>, least, value: &mut u32| {
+        if let Some(token) = token
+            && let Some(seconds) = context.accept(token.span, number_u32(&token.text, least))
+        {
+            *value = seconds;
+        }
+    };
+    ttl(arguments.next(), 1, &mut class.max_ttl);
+    ttl(arguments.next(), 0, &mut class.min_ttl);
+}
+
+fn read_servfail(context: &mut Context<'_>, option: &Entry) -> Option<Duration> {
+    let token = one(context, option, "servfail DURATION")?;
+    let ttl = duration(&token.text).and_then(|ttl| {
+        if ttl <= MAX_SERVFAIL {
+            return Ok(ttl);
+        }
+        Err(Problem::new("SERVFAIL may be kept for 5 minutes at most")
+            .help("write `servfail 5m` or less (RFC 2308, 7.1)"))
+    });
+    context.accept(token.span, ttl)
+}
+
+/// `success|denial [ZONE...]`; without zones, all.
+fn read_disable(context: &mut Context<'_>, option: &Entry, cache: &mut Cache) {
+    let form = "disable success|denial [ZONE...]";
+    if !count(context, &option.name, &option.arguments, (1, usize::MAX), form) {
+        return;
+    }
+    let Some((class, zones)) = option.arguments.split_first() else { return };
+    let mut zones = zone_list(context, zones);
+    if zones.is_empty() {
+        zones = vec![Name::root()];
+    }
+    match class.text.as_str() {
+        "success" => cache.disable_success = zones,
+        "denial" => cache.disable_denial = zones,
+        other => context.problem(
+            class.span,
+            Problem::new(format!("{} is no class of answers", shown(other))).help(format!("write `{form}`")),
+        ),
+    }
+}

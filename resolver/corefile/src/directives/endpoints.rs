@@ -1,0 +1,74 @@
+//! Directives that open an HTTP endpoint: `health`, `ready`, `prometheus`.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use super::{count, one, options, unknown_option};
+use crate::config::{Health, HttpAddr, ServerBlock};
+use crate::context::{Context, Problem};
+use crate::parser::Directive;
+use crate::report::shown;
+use crate::values::{duration, http_addr};
+
+const HEALTH_PORT: u16 = 8080;
+const READY_PORT: u16 = 8181;
+const PROMETHEUS_PORT: u16 = 9153;
+
+/// `health [ADDR] { lameduck DURATION }`. Said twice, the later one changes what it names.
+pub(super) fn health(context: &mut Context<'_>, directive: &Directive, block: &mut ServerBlock) {
+    let default = Health { addr: HttpAddr { host: None, port: HEALTH_PORT }, lameduck: Duration::ZERO };
+    let mut health = block.health.take().unwrap_or(default);
+    if let Some(addr) = address(context, directive, "health [[HOST]:PORT]") {
+        health.addr = addr;
+    }
+    for option in options(context, directive, &[]) {
+        if option.name.text == "lameduck" {
+            if let Some(token) = one(context, option, "lameduck DURATION")
+                && let Some(lameduck) = context.accept(token.span, duration(&token.text))
+            {
+                health.lameduck = lameduck;
+            }
+        } else {
+            unknown_option(context, directive, option, &["lameduck"], &[]);
+        }
+    }
+    block.health = Some(health);
+}
+
+/// `ready [ADDR] { monitor until-ready }`; `continuously` is not supported.
+pub(super) fn ready(context: &mut Context<'_>, directive: &Directive, block: &mut ServerBlock) {
+    let addr = address(context, directive, "ready [[HOST]:PORT]");
+    block.ready = Some(addr.unwrap_or(HttpAddr { host: None, port: READY_PORT }));
+    for option in options(context, directive, &[]) {
+        if option.name.text != "monitor" {
+            unknown_option(context, directive, option, &["monitor"], &[]);
+            continue;
+        }
+        let form = "monitor until-ready";
+        let Some(token) = one(context, option, form) else { continue };
+        let problem = match token.text.as_str() {
+            "until-ready" => continue,
+            "continuously" => Problem::new("`monitor continuously` is not supported by this version"),
+            other => Problem::new(format!("unknown way to monitor: {}", shown(other))),
+        };
+        context.problem(token.span, problem.help(format!("write `{form}`")));
+    }
+}
+
+/// `prometheus [ADDR]`.
+pub(super) fn prometheus(context: &mut Context<'_>, directive: &Directive, block: &mut ServerBlock) {
+    let addr = address(context, directive, "prometheus [[HOST]:PORT]");
+    let default = HttpAddr { host: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), port: PROMETHEUS_PORT };
+    block.prometheus = Some(addr.unwrap_or(default));
+    for option in options(context, directive, &[]) {
+        unknown_option(context, directive, option, &[], &["runtime_metrics", "tls"]);
+    }
+}
+
+fn address(context: &mut Context<'_>, directive: &Directive, form: &str) -> Option<HttpAddr> {
+    if !count(context, &directive.name, &directive.arguments, (0, 1), form) {
+        return None;
+    }
+    let token = directive.arguments.first()?;
+    context.accept(token.span, http_addr(&token.text))
+}

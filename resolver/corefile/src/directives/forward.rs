@@ -1,0 +1,253 @@
+//! `forward FROM TO... { ... }`: whom to ask.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::{count, flag, one, options, unknown_option, zone_list};
+use crate::config::{Forward, Policy, Transport, Upstream};
+use crate::context::{Context, Problem};
+use crate::lexer::Token;
+use crate::names::zones;
+use crate::parser::{Directive, Entry};
+use crate::report::{Diagnostic, shown};
+use crate::resolv_conf::nameservers;
+use crate::values::{duration, number_u32, server_addr};
+
+/// Most upstreams of one `forward`, after files are read.
+pub(super) const MAX_UPSTREAMS: usize = 15;
+const MAX_FAILS: u32 = 2;
+const HEALTH_CHECK: Duration = Duration::from_millis(500);
+const EXPIRE: Duration = Duration::from_secs(10);
+
+const SUPPORTED: [&str; 8] =
+    ["except", "policy", "force_tcp", "prefer_udp", "max_fails", "health_check", "expire", "max_concurrent"];
+const UNSUPPORTED: [&str; 13] = [
+    "tls",
+    "tls_servername",
+    "max_connect_attempts",
+    "max_age",
+    "max_idle_conns",
+    "read_timeout",
+    "doh_method",
+    "next",
+    "next_on_nodata",
+    "failfast_all_unhealthy_upstreams",
+    "failover",
+    "resolver",
+    "source_address",
+];
+
+pub(super) fn read(context: &mut Context<'_>, directive: &Directive) -> Option<Forward> {
+    if !count(context, &directive.name, &directive.arguments, (2, usize::MAX), "forward FROM TO...") {
+        return None;
+    }
+    let (from, to) = directive.arguments.split_first()?;
+    let mut forward = Forward {
+        from: read_from(context, from)?,
+        to: read_to(context, directive, to),
+        except: Vec::new(),
+        policy: Policy::Random,
+        transport: Transport::Same,
+        max_fails: MAX_FAILS,
+        health_check: HEALTH_CHECK,
+        expire: EXPIRE,
+        max_concurrent: None,
+    };
+    for option in options(context, directive, &["except"]) {
+        read_option(context, directive, option, &mut forward);
+    }
+    Some(forward)
+}
+
+fn read_option(context: &mut Context<'_>, directive: &Directive, option: &Entry, forward: &mut Forward) {
+    match option.name.text.as_str() {
+        "except" => {
+            if count(context, &option.name, &option.arguments, (1, usize::MAX), "except ZONE...") {
+                forward.except.extend(zone_list(context, &option.arguments));
+            }
+        }
+        "policy" => {
+            if let Some(policy) = read_policy(context, option) {
+                forward.policy = policy;
+            }
+        }
+        "force_tcp" => {
+            if flag(context, option) {
+                forward.transport = Transport::Tcp;
+            }
+        }
+        "prefer_udp" => {
+            // TCP wins where both stand.
+            if flag(context, option) && forward.transport == Transport::Same {
+                forward.transport = Transport::Udp;
+            }
+        }
+        "max_fails" => {
+            if let Some(token) = one(context, option, "max_fails NUMBER")
+                && let Some(fails) = context.accept(token.span, number_u32(&token.text, 0))
+            {
+                forward.max_fails = fails;
+            }
+        }
+        "health_check" => {
+            if let Some(interval) = read_health_check(context, option) {
+                forward.health_check = interval;
+            }
+        }
+        "expire" => {
+            if let Some(token) = one(context, option, "expire DURATION")
+                && let Some(expire) = context.accept(token.span, duration(&token.text))
+            {
+                forward.expire = expire;
+            }
+        }
+        "max_concurrent" => {
+            if let Some(token) = one(context, option, "max_concurrent NUMBER")
+                && let Some(most) = context.accept(token.span, number_u32(&token.text, 0))
+            {
+                forward.max_concurrent = (most > 0).then_some(most);
+            }
+        }
+        _ => unknown_option(context, directive, option, &SUPPORTED, &UNSUPPORTED),
+    }
+}
+
+fn read_from(context: &mut Context<'_>, token: &Token) -> Option<nodestub_wire::Name> {
+    let zones = context.accept(token.span, zones(&token.text))?;
+    let count = zones.names.len();
+    let first = zones.names.into_iter().next()?;
+    if count > 1 {
+        context.report(
+            Diagnostic::warning(
+                token.span,
+                format!(
+                    "the network {} is {count} zones, and `forward` takes one: only {first} is forwarded",
+                    shown(&token.text)
+                ),
+            )
+            .help("write `forward .` in a server block of this network, or one `forward` for each zone"),
+        );
+    }
+    if zones.port.is_some() {
+        context.report(Diagnostic::warning(token.span, "a port has no meaning here").help("remove it"));
+    }
+    Some(first)
+}
+
+fn read_to(context: &mut Context<'_>, directive: &Directive, tokens: &[Token]) -> Vec<Upstream> {
+    let mut upstreams: Vec<Upstream> = Vec::new();
+    let mut addresses: Vec<SocketAddr> = Vec::new();
+    let errors_before = context.diagnostics.len();
+    for token in tokens {
+        let Some((upstream, found)) = read_upstream(context, token) else { continue };
+        // As CoreDNS: an upstream named twice is one.
+        if !upstreams.contains(&upstream) {
+            upstreams.push(upstream);
+        }
+        for address in found {
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+    }
+    if context.diagnostics.len() > errors_before {
+        return upstreams;
+    }
+    let span = tokens.iter().fold(directive.name.span, |span, token| span.to(token.span));
+    if addresses.len() > MAX_UPSTREAMS {
+        context.report(
+            Diagnostic::error(
+                span,
+                format!("{} upstreams, and {MAX_UPSTREAMS} are the most", addresses.len()),
+            )
+            .help("take some away, or use several `forward` with zones of their own"),
+        );
+    } else if addresses.is_empty() {
+        context.report(
+            Diagnostic::error(span, "no upstream is left: the file has no `nameserver` line")
+                .help("name a server by its IP address"),
+        );
+    }
+    upstreams
+}
+
+/// The upstream, and the addresses that it stands for now.
+fn read_upstream(context: &mut Context<'_>, token: &Token) -> Option<(Upstream, Vec<SocketAddr>)> {
+    let text = context.accept(token.span, without_transport(&token.text))?;
+    if let Some(address) = server_addr(text) {
+        let address = context.accept(token.span, address)?;
+        return Some((Upstream::Addr(address), vec![address]));
+    }
+    let path = Path::new(text);
+    match context.environment.read(path) {
+        Ok(bytes) => {
+            let addresses = nameservers(&String::from_utf8_lossy(&bytes));
+            Some((Upstream::ResolvConf(PathBuf::from(path)), addresses))
+        }
+        Err(error) => {
+            context.problem(token.span, not_an_upstream(text, &error));
+            None
+        }
+    }
+}
+
+fn without_transport(text: &str) -> Result<&str, Problem> {
+    match text.split_once("://") {
+        None => Ok(text),
+        Some(("dns", rest)) => Ok(rest),
+        Some((transport @ ("tls" | "https" | "quic"), _)) => {
+            Err(Problem::new(format!("upstreams over `{transport}://` are not supported by this version"))
+                .help("name the server by its IP address alone: it is asked over plain DNS then"))
+        }
+        Some((transport, _)) => {
+            Err(Problem::new(format!("{} is no transport of `forward`", shown(transport)))
+                .help("name the server by its IP address alone"))
+        }
+    }
+}
+
+fn not_an_upstream(text: &str, error: &io::Error) -> Problem {
+    let name = shown(text);
+    if text.contains('%') {
+        return Problem::new(format!(
+            "{name} holds a network device, which is not supported by this version"
+        ))
+        .help("name the server by an address that is not link-local");
+    }
+    if text.contains('/') {
+        return Problem::new(format!("{name} cannot be read: {error}"))
+            .help("name a file in the format of resolv.conf, or a server by its IP address");
+    }
+    Problem::new(format!("{name} is neither an IP address nor a file"))
+        .help("name the server by its IP address; host names of upstreams are not supported by this version")
+}
+
+fn read_policy(context: &mut Context<'_>, option: &Entry) -> Option<Policy> {
+    let form = "policy random|round_robin|sequential";
+    let token = one(context, option, form)?;
+    let policy = match token.text.as_str() {
+        "random" => Ok(Policy::Random),
+        "round_robin" => Ok(Policy::RoundRobin),
+        "sequential" => Ok(Policy::Sequential),
+        other => {
+            Err(Problem::new(format!("unknown policy {}", shown(other))).help(format!("write `{form}`")))
+        }
+    };
+    context.accept(token.span, policy)
+}
+
+/// `health_check DURATION`; CoreDNS's `no_rec` and `domain NAME` are not supported.
+fn read_health_check(context: &mut Context<'_>, option: &Entry) -> Option<Duration> {
+    let form = "health_check DURATION";
+    if let Some(extra) =
+        option.arguments.get(1).filter(|token| matches!(token.text.as_str(), "no_rec" | "domain"))
+    {
+        let message = format!("`{}` of `health_check` is not supported by this version", extra.text);
+        context.problem(extra.span, Problem::new(message).help(format!("write `{form}`")));
+        return None;
+    }
+    let token = one(context, option, form)?;
+    context.accept(token.span, duration(&token.text))
+}

@@ -1,0 +1,397 @@
+//! Each directive's arguments, options, defaults and bounds, as CoreDNS 1.15.0 has them.
+
+use std::time::Duration;
+
+use crate::world::{World, block, findings, messages};
+use nodestub_corefile::config::{
+    BindTarget, Cache, CacheClass, Forward, Health, HostsEntry, HttpAddr, Policy, Reload, Transport, Upstream,
+};
+use nodestub_wire::Name;
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+fn names(texts: &[&str]) -> Vec<Name> {
+    texts.iter().copied().map(name).collect()
+}
+
+fn seconds(count: u64) -> Duration {
+    Duration::from_secs(count)
+}
+
+/// Each of `directives`, alone in a block, is wrong, and says so once.
+#[track_caller]
+fn rejects(directives: &[&str]) {
+    for directive in directives {
+        let found = messages(&format!(". {{\n{directive}\n}}"));
+        assert_eq!(found.len(), 1, "{directive}: {found:?}");
+    }
+}
+
+/// The only finding in a block with this directive.
+#[track_caller]
+fn finding(directive: &str) -> String {
+    let found = findings(&World::new(), &format!(". {{\n{directive}\n}}"));
+    assert_eq!(found.len(), 1, "{directive}: {found:?}");
+    found[0].trim_start_matches("/etc/Corefile:").to_owned()
+}
+
+#[test]
+fn bind_takes_addresses_devices_and_exceptions() {
+    let addr = |text: &str| BindTarget::Addr(text.parse().unwrap());
+    let device = |text: &str| BindTarget::Device(text.to_owned());
+    assert_eq!(block("bind 1.2.3.4 ::5").bind, [addr("1.2.3.4"), addr("::5")]);
+    assert_eq!(block("bind 1.2.3.4\nbind lo").bind, [addr("1.2.3.4"), device("lo")]);
+    let found = block("bind 1.2.3.4 1.2.3.5 {\n except 1.2.3.5\n}");
+    assert_eq!((found.bind, found.bind_except), (vec![addr("1.2.3.4")], vec![]));
+    let found = block("bind lo {\n except 127.0.0.1\n}");
+    assert_eq!((found.bind, found.bind_except), (vec![device("lo")], vec![addr("127.0.0.1")]));
+    rejects(&[
+        "bind",
+        "bind 1.2.3.400",
+        "bind 1.2.3.4:53",
+        "bind fe80::1%lo",
+        "bind a-name-that-is-too-long-for-a-device",
+        "bind \"\"",
+        "bind lo {\n except\n}",
+        "bind lo {\n excpt 127.0.0.1\n}",
+        "bind 1.2.3.4 {\n except 1.2.3.4\n}",
+        "bind lo {\n except 127.0.0.1\n}\nbind eth0",
+    ]);
+}
+
+#[test]
+fn cache_has_the_defaults_of_coredns() {
+    let class = |max_ttl| CacheClass { capacity: 9984, max_ttl, min_ttl: 5 };
+    let default = Cache {
+        zones: vec![],
+        success: class(3600),
+        denial: class(1800),
+        servfail: seconds(5),
+        keep_ttl: false,
+        disable_success: vec![],
+        disable_denial: vec![],
+    };
+    assert_eq!(block("cache").cache, Some(default.clone()));
+    assert_eq!(block("cache {\n}").cache, Some(default.clone()));
+    let with_zones = Cache { zones: names(&["example.nl", "aaa"]), ..default.clone() };
+    assert_eq!(block("cache example.nl aaa").cache, Some(with_zones));
+    let with_ttl = Cache { success: class(25), denial: class(25), ..default };
+    assert_eq!(block("cache 25").cache, Some(with_ttl));
+}
+
+#[test]
+fn cache_reads_its_options() {
+    let found = block(
+        "cache 25 example.nl {\n success 5000 4000 30\n denial 10 15 0\n servfail 1m\n \
+         disable success\n disable denial a b\n keepttl\n}",
+    );
+    assert_eq!(
+        found.cache,
+        Some(Cache {
+            zones: names(&["example.nl"]),
+            // Rounded down to 256 shards, and at least 4 in each.
+            success: CacheClass { capacity: 4864, max_ttl: 4000, min_ttl: 30 },
+            denial: CacheClass { capacity: 1024, max_ttl: 15, min_ttl: 0 },
+            servfail: seconds(60),
+            keep_ttl: true,
+            disable_success: vec![Name::root()],
+            disable_denial: names(&["a", "b"]),
+        })
+    );
+    assert_eq!(block("cache {\n servfail 0\n}").cache.unwrap().servfail, Duration::ZERO);
+}
+
+#[test]
+fn cache_rejects_what_is_out_of_bounds() {
+    rejects(&[
+        "cache 0 example.nl",
+        "cache -1 example.nl",
+        "cache 99999999999",
+        "cache {}",
+        "cache {\n success\n}",
+        "cache {\n success x\n}",
+        "cache {\n success -1\n}",
+        "cache {\n success 1024 0\n}",
+        "cache {\n success 1024 1 -1\n}",
+        "cache {\n success 1024 1 1 1\n}",
+        "cache {\n denial 1024 1m\n}",
+        "cache {\n servfail\n}",
+        "cache {\n servfail 5\n}",
+        "cache {\n servfail -1s\n}",
+        "cache {\n servfail 5m1s\n}",
+        "cache {\n disable\n}",
+        "cache {\n disable all\n}",
+        "cache {\n disable success a..b\n}",
+        "cache {\n keepttl 5\n}",
+        "cache {\n positive 5\n}",
+        "cache\ncache",
+    ]);
+    for option in ["prefetch 5", "serve_stale 1h", "serve_stale_policy prefer_positive"] {
+        assert!(finding(&format!("cache {{\n {option}\n}}")).ends_with("is not supported by this version"));
+    }
+    assert_eq!(
+        finding("cache {\n success 1024\n success 2048\n}"),
+        "4:2 `success` stands twice; the last one counts"
+    );
+}
+
+#[test]
+fn forward_has_the_defaults_of_coredns() {
+    assert_eq!(
+        block("forward . 127.0.0.1").forward,
+        [Forward {
+            from: Name::root(),
+            to: vec![Upstream::Addr("127.0.0.1:53".parse().unwrap())],
+            except: vec![],
+            policy: Policy::Random,
+            transport: Transport::Same,
+            max_fails: 2,
+            health_check: Duration::from_millis(500),
+            expire: seconds(10),
+            max_concurrent: None,
+        }]
+    );
+}
+
+#[test]
+fn forward_reads_upstreams_of_every_form_once_each() {
+    let world =
+        World::new().file("resolv", "nameserver 192.0.2.1").file("/run/resolv.conf", "nameserver ::1");
+    let text = ". {\n forward . 8.8.8.8 8.8.8.8:53 dns://9.9.9.9:99 ::1 [::1]:54 resolv /run/resolv.conf\n}";
+    let config = world.parse(text).unwrap().config;
+    let addr = |text: &str| Upstream::Addr(text.parse().unwrap());
+    assert_eq!(
+        config.blocks[0].forward[0].to,
+        [
+            addr("8.8.8.8:53"),
+            addr("9.9.9.9:99"),
+            addr("[::1]:53"),
+            addr("[::1]:54"),
+            Upstream::ResolvConf("resolv".into()),
+            Upstream::ResolvConf("/run/resolv.conf".into()),
+        ]
+    );
+}
+
+#[test]
+fn forward_reads_its_options_and_may_repeat() {
+    let found = block(
+        "forward com 127.0.0.1 {\n except a.com b.com\n except c.com\n policy sequential\n prefer_udp\n force_tcp\n \
+         max_fails 0\n health_check 5s\n expire 1m\n max_concurrent 1000\n}\n\
+         forward . 127.0.0.2 {\n force_tcp\n prefer_udp\n policy round_robin\n max_concurrent 0\n}\n\
+         forward 10.0.0.0/8 127.0.0.3 {\n prefer_udp\n policy random\n}",
+    )
+    .forward;
+    assert_eq!(
+        found[0],
+        Forward {
+            from: name("com"),
+            to: vec![Upstream::Addr("127.0.0.1:53".parse().unwrap())],
+            except: names(&["a.com", "b.com", "c.com"]),
+            policy: Policy::Sequential,
+            transport: Transport::Tcp,
+            max_fails: 0,
+            health_check: seconds(5),
+            expire: seconds(60),
+            max_concurrent: Some(1000),
+        }
+    );
+    assert_eq!(
+        (found[1].transport, found[1].policy, found[1].max_concurrent),
+        (Transport::Tcp, Policy::RoundRobin, None)
+    );
+    assert_eq!((found[2].transport, found[2].policy), (Transport::Udp, Policy::Random));
+    assert_eq!(found[2].from, name("10.in-addr.arpa"));
+}
+
+#[test]
+fn forward_rejects_what_cannot_be() {
+    let sixteen: Vec<_> = (1..=16).map(|last| format!("192.0.2.{last}")).collect();
+    rejects(&[
+        "forward",
+        "forward .",
+        "forward . a27.0.0.1",
+        "forward . localhost",
+        "forward . dns.example.org:53",
+        "forward . 8.8.8.8:0",
+        "forward . 8.8.8.8:",
+        "forward . fe80::1%eth0",
+        "forward . /no/such/file",
+        "forward . /etc/hosts",
+        "forward . unix:///run/dns.sock",
+        "forward a..b 127.0.0.1",
+        &format!("forward {} 127.0.0.1", "x".repeat(64)),
+        &format!("forward . {}", sixteen.join(" ")),
+        "forward . 127.0.0.1 {\n blaatl\n}",
+        "forward . 127.0.0.1 {\n except\n}",
+        "forward . 127.0.0.1 {\n except a..b\n}",
+        "forward . 127.0.0.1 {\n policy\n}",
+        "forward . 127.0.0.1 {\n policy fastest\n}",
+        "forward . 127.0.0.1 {\n force_tcp yes\n}",
+        "forward . 127.0.0.1 {\n max_fails -1\n}",
+        "forward . 127.0.0.1 {\n max_fails 3 4\n}",
+        "forward . 127.0.0.1 {\n health_check 5\n}",
+        "forward . 127.0.0.1 {\n health_check -5s\n}",
+        "forward . 127.0.0.1 {\n expire\n}",
+        "forward . 127.0.0.1 {\n max_concurrent many\n}",
+    ]);
+    block(&format!("forward . {}", sixteen[..15].join(" ")));
+}
+
+#[test]
+fn forward_names_what_is_not_supported_yet() {
+    for transport in ["tls", "https", "quic"] {
+        let expected = format!("2:11 upstreams over `{transport}://` are not supported by this version");
+        assert_eq!(finding(&format!("forward . {transport}://9.9.9.9")), expected);
+    }
+    for option in
+        ["tls", "tls_servername a", "failover SERVFAIL", "next NXDOMAIN", "max_age 1h", "source_address ::1"]
+    {
+        let found = finding(&format!("forward . 9.9.9.9 {{\n {option}\n}}"));
+        assert!(found.ends_with("is not supported by this version"), "{found}");
+    }
+    assert_eq!(
+        finding("forward . 9.9.9.9 {\n health_check 1s no_rec\n}"),
+        "3:18 `no_rec` of `health_check` is not supported by this version"
+    );
+}
+
+#[test]
+fn forward_warns_of_a_network_that_is_several_zones() {
+    let found = finding("forward 10.9.3.0/18 127.0.0.1");
+    assert!(found.contains("64 zones") && found.contains("only 0.9.10.in-addr.arpa."), "{found}");
+}
+
+#[test]
+fn hosts_reads_files_and_inline_entries() {
+    let found = block("hosts").hosts.unwrap();
+    assert_eq!(found.file, Some("/etc/hosts".into()));
+    assert_eq!((found.ttl, found.no_reverse, found.reload), (3600, false, Some(seconds(5))));
+    assert!(found.inline.is_empty() && found.zones.is_empty() && found.fallthrough.is_none());
+
+    let found = block(
+        "hosts /etc/hosts miek.nl. 10.0.0.0/8 {\n 10.0.0.1 a.miek.nl B.miek.nl\n ::1 *.miek.nl\n 10.0.0.1 c.miek.nl\n \
+         ttl 60\n no_reverse\n reload 0\n fallthrough a b\n}",
+    )
+    .hosts
+    .unwrap();
+    assert_eq!(found.zones, names(&["miek.nl", "10.in-addr.arpa"]));
+    assert_eq!(
+        found.inline,
+        [
+            HostsEntry { addr: "10.0.0.1".parse().unwrap(), names: names(&["a.miek.nl", "b.miek.nl"]) },
+            HostsEntry { addr: "::1".parse().unwrap(), names: names(&["*.miek.nl"]) },
+            HostsEntry { addr: "10.0.0.1".parse().unwrap(), names: names(&["c.miek.nl"]) },
+        ]
+    );
+    assert_eq!((found.ttl, found.no_reverse, found.reload), (60, true, None));
+    assert_eq!(found.fallthrough, Some(names(&["a", "b"])));
+    assert_eq!(block("hosts {\n fallthrough\n}").hosts.unwrap().fallthrough, Some(vec![]));
+}
+
+#[test]
+fn hosts_rejects_what_coredns_drops_in_silence() {
+    rejects(&[
+        "hosts {\n 10.0.0.256 a\n}",
+        "hosts {\n 10.0.0.1\n}",
+        "hosts {\n 10.0.0.1 a..b\n}",
+        "hosts {\n falltrough\n}",
+        "hosts {\n ttl\n}",
+        "hosts {\n ttl 0\n}",
+        "hosts {\n ttl 65536\n}",
+        "hosts {\n ttl 1h\n}",
+        "hosts {\n reload\n}",
+        "hosts {\n reload -1s\n}",
+        "hosts {\n reload 5\n}",
+        "hosts {\n no_reverse yes\n}",
+        "hosts {\n fallthrough\n 10.0.0.1 a\n}",
+        "hosts {\n fallthrough_unsupported\n}",
+        "hosts /etc/hosts a..b",
+        "hosts \"\"",
+        "hosts\nhosts",
+    ]);
+    assert_eq!(finding("hosts /not/yet"), "2:7 the file `/not/yet` does not exist");
+}
+
+#[test]
+fn endpoints_have_the_defaults_of_coredns() {
+    let addr = |host: Option<&str>, port| HttpAddr { host: host.map(|host| host.parse().unwrap()), port };
+    let found = block("health\nready\nprometheus");
+    assert_eq!(found.health, Some(Health { addr: addr(None, 8080), lameduck: Duration::ZERO }));
+    assert_eq!(found.ready, Some(addr(None, 8181)));
+    assert_eq!(found.prometheus, Some(addr(Some("127.0.0.1"), 9153)));
+    let found = block(
+        "health localhost:1234 {\n lameduck 4s\n}\nready [::1]:1 {\n monitor until-ready\n}\nprometheus :9253",
+    );
+    assert_eq!(found.health, Some(Health { addr: addr(Some("127.0.0.1"), 1234), lameduck: seconds(4) }));
+    assert_eq!(found.ready, Some(addr(Some("::1"), 1)));
+    assert_eq!(found.prometheus, Some(addr(None, 9253)));
+    rejects(&[
+        "health bla",
+        "health :1 :2",
+        "health bla:8080",
+        "health :80a",
+        "health {\n lameduck a\n}",
+        "health {\n lameduck\n}",
+        "health {\n lamedudk 4s\n}",
+        "ready 8181",
+        "ready {\n monitor continuously\n}",
+        "ready {\n monitor\n}",
+        "ready\nready",
+        "prometheus 9253",
+        "prometheus\nprometheus",
+        "prometheus {\n runtime_metrics\n}",
+        "prometheus {\n tls /etc/tls.yaml\n}",
+    ]);
+    assert!(finding("health\nhealth :1").starts_with("3:1 `health` stands twice"));
+}
+
+#[test]
+fn log_and_errors_and_loop_read_their_few_words() {
+    assert_eq!(block("log").log.unwrap().names, [Name::root()]);
+    assert_eq!(
+        block("log a b {common} {\n class all\n}\nlog c a").log.unwrap().names,
+        names(&["a", "b", "c"])
+    );
+    let found = block("errors stdout\nloop");
+    assert!(found.errors && found.detect_loop);
+    rejects(&[
+        "log . {combined}",
+        "log . \"{remote} {rcode}\"",
+        "log {combined}",
+        "log {\n class denial\n}",
+        "log {\n class everything\n}",
+        "log {\n class\n}",
+        "log {\n level info\n}",
+        "errors /var/log/errors",
+        "errors stdout stdout",
+        "errors {\n consolidate 5m \".* timeout$\" warning\n}",
+        "errors {\n stacktrace\n}",
+        "errors\nerrors",
+        "loop 5",
+        "loop {\n x\n}",
+        "loop\nloop",
+    ]);
+}
+
+#[test]
+fn reload_keeps_its_bounds() {
+    let reload = |text: &str| block(text).reload.unwrap();
+    assert_eq!(reload("reload"), Reload { interval: seconds(30), jitter: seconds(15) });
+    assert_eq!(reload("reload 10s"), Reload { interval: seconds(10), jitter: seconds(5) });
+    assert_eq!(reload("reload 10s 2s"), Reload { interval: seconds(10), jitter: seconds(2) });
+    assert_eq!(reload("reload 2s 0s"), Reload { interval: seconds(2), jitter: Duration::ZERO });
+    rejects(&[
+        "reload foo",
+        "reload 10s foo",
+        "reload 10s 5s foo",
+        "reload 1s",
+        "reload 0s",
+        "reload 3s 0.5s",
+        "reload 30",
+        "reload {\n interval 5s\n}",
+    ]);
+    assert!(finding("reload\nreload 5s").starts_with("3:1 `reload` stands twice"));
+}
