@@ -76,7 +76,7 @@ impl Diagnostic {
     pub(crate) fn error(span: Span, message: impl Into<String>) -> Self {
         Self {
             severity: Severity::Error,
-            message: message.into(),
+            message: printable(message.into()),
             place: Some((span, String::new())),
             related: Vec::new(),
             help: None,
@@ -91,7 +91,7 @@ impl Diagnostic {
     pub(crate) fn error_without_place(message: impl Into<String>) -> Self {
         Self {
             severity: Severity::Error,
-            message: message.into(),
+            message: printable(message.into()),
             place: None,
             related: Vec::new(),
             help: None,
@@ -101,20 +101,20 @@ impl Diagnostic {
     /// What stands beside the caret.
     pub(crate) fn label(mut self, text: impl Into<String>) -> Self {
         if let Some((_, label)) = &mut self.place {
-            *label = text.into();
+            *label = printable(text.into());
         }
         self
     }
 
     /// A second place that belongs to it.
     pub(crate) fn also(mut self, span: Span, label: impl Into<String>) -> Self {
-        self.related.push((span, label.into()));
+        self.related.push((span, printable(label.into())));
         self
     }
 
     /// What to do next.
     pub(crate) fn help(mut self, text: impl Into<String>) -> Self {
-        self.help = Some(text.into());
+        self.help = Some(printable(text.into()));
         self
     }
 
@@ -226,7 +226,7 @@ impl Report {
                 if label.is_empty() { annotation } else { annotation.label(label) }
             };
             let mut snippet = Snippet::source(source.text.as_str())
-                .path(source.name.as_str())
+                .path(printable(source.name.clone()))
                 .annotation(annotate(kind, *span, label));
             kind = AnnotationKind::Context;
             while let Some((next, label)) = places.next_if(|(next, _)| next.source == span.source) {
@@ -259,6 +259,16 @@ fn summary(errors: usize, warnings: usize) -> String {
         (_, 0) => plural(errors, "error"),
         (0, _) => plural(warnings, "warning"),
         _ => format!("{}, {}", plural(errors, "error"), plural(warnings, "warning")),
+    }
+}
+
+/// Without control characters: a file name or a value must not steer the terminal. What is quoted from a file is
+/// cleaned by the renderer.
+fn printable(text: String) -> String {
+    if text.contains(char::is_control) {
+        text.chars().flat_map(|c| if c.is_control() { c.escape_debug().collect() } else { vec![c] }).collect()
+    } else {
+        text
     }
 }
 
@@ -329,6 +339,16 @@ mod tests {
         let report = report("abc", vec![Diagnostic::error(Span::new(0, 0, 1), "bad")]);
         assert!(!report.to_string().contains('\u{1b}'));
         assert!(report.coloured().contains('\u{1b}'));
+    }
+
+    #[test]
+    fn lets_no_text_steer_the_terminal() {
+        let bad = "\u{1b}[2J";
+        let diagnostic =
+            Diagnostic::error(Span::new(0, 0, 1), bad).label(bad).also(Span::new(0, 1, 2), bad).help(bad);
+        let source = Source { name: bad.into(), text: bad.into() };
+        let shown = Report::new(vec![source], vec![diagnostic]).to_string();
+        assert!(!shown.contains('\u{1b}'), "{shown:?}");
     }
 
     #[test]

@@ -56,6 +56,7 @@ fn word() -> impl Strategy<Value = String> {
         "ü",
         "\u{feff}",
         "\u{85}",
+        "\u{1b}[2J",
     ];
     prop_oneof![8 => prop::sample::select(fixed.to_vec()).prop_map(str::to_owned), 1 => ".{0,8}"]
 }
