@@ -6,8 +6,9 @@
 //! - `(name) { ... }` keeps words for `import name`. `import PATTERN` reads files relative to the importing one.
 //!   Imported words take the place of the two, so a file may hold blocks, directives or options.
 //!
-//! Stricter than CoreDNS where it accepts by accident: a `}` too many, `{}` as one word, keys in parentheses that
-//! are no snippet. Imports are bounded in depth and number, and an import of itself is found at once.
+//! Stricter than CoreDNS where it accepts by accident: a `}` too many, or one too few at the end of the file, a block
+//! without braces after another, words on the line of a `}`. Braces count as they are written, never as they come
+//! out of a variable. Imports are bounded in depth and number, and an import of itself is found at once.
 //!
 //! A mistake in the structure ends the reading; nothing behind it could be trusted.
 
@@ -137,6 +138,7 @@ impl Parser<'_, '_> {
     fn keys(&mut self) -> Result<Vec<Token>, Broken> {
         let mut keys = Vec::new();
         let mut comma: Option<Span> = None;
+        let mut empty: Option<Span> = None;
         while let Some(mut token) = self.next_if(|token| token.kind != Kind::Open) {
             if token.kind == Kind::Close {
                 return Err(self.broken(
@@ -148,11 +150,16 @@ impl Parser<'_, '_> {
                 self.import(&token)?;
                 continue;
             }
-            comma = token.text.ends_with(',').then_some(token.span);
-            if comma.is_some() {
-                token.text.pop();
+            if token.text.is_empty() {
+                // A variable that is not set, or `""`: no key.
+                empty = Some(token.span);
+            } else {
+                comma = token.text.ends_with(',').then_some(token.span);
+                if comma.is_some() {
+                    token.text.pop();
+                }
+                keys.push(token);
             }
-            keys.push(token);
             if comma.is_none() && self.peek().is_none_or(|next| next.first_on_line) {
                 break;
             }
@@ -163,10 +170,11 @@ impl Parser<'_, '_> {
             ));
         }
         if keys.is_empty()
-            && let Some(open) = self.next_if(|token| token.kind == Kind::Open)
+            && let Some(span) =
+                empty.or_else(|| self.peek().filter(|next| next.kind == Kind::Open).map(|open| open.span))
         {
             return Err(self.broken(
-                Diagnostic::error(open.span, "a server block needs a zone before its `{`")
+                Diagnostic::error(span, "a server block needs a zone before its `{`")
                     .help("write `. {` for all names"),
             ));
         }
@@ -232,7 +240,8 @@ impl Parser<'_, '_> {
                             .help("put it at the end of the line of the directive that it belongs to"),
                     ));
                 }
-                Kind::Word if is_import(&token) => self.import(&token)?,
+                // Here it need not begin its line: `. { import common`.
+                Kind::Word if token.text == "import" => self.import(&token)?,
                 Kind::Word if (self.knows)(&token.text) => directives.push(self.directive(token)?),
                 Kind::Word => directives.push(self.foreign_directive(token)?),
             }
