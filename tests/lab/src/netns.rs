@@ -14,6 +14,10 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use futures_util::TryStreamExt;
+use netlink_packet_netfilter::nftables::{NfTablesMessage, TableAttribute, TableMessage};
+use netlink_packet_netfilter::{
+    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
+};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
 use nix::sched::{CloneFlags, setns, unshare};
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
@@ -152,6 +156,28 @@ impl Netns {
     pub fn set_sysctl(&self, key: &str, value: &str) -> Result<(), Error> {
         let path = format!("/proc/sys/{key}");
         self.run(|| std::fs::write(&path, value).map_err(Error::at(format!("write {value} to {path}"))))?
+    }
+
+    /// The names of the nftables tables of all families in this namespace.
+    pub fn nft_tables(&self) -> Result<Vec<String>, Error> {
+        let request = NetfilterMessage::new(
+            NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0),
+            NfTablesMessage::GetTable(TableMessage { attributes: Vec::new() }),
+        );
+        let messages = self.run(|| crate::netfilter::dump(request))??;
+        let name = |attribute: TableAttribute| match attribute {
+            TableAttribute::Name(name) => Some(name),
+            _ => None,
+        };
+        Ok(messages
+            .into_iter()
+            .filter_map(|message| match message {
+                NetfilterMessageInner::NfTables(NfTablesMessage::NewTable(table)) => {
+                    table.attributes.into_iter().find_map(name)
+                }
+                _ => None,
+            })
+            .collect())
     }
 
     fn netlink<T: Send>(

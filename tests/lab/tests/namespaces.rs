@@ -100,7 +100,8 @@ fn counts_tracked_connections_only_where_tracking_is_forced() {
         assert_eq!((counts.udp, counts.tcp), (expected, expected), "forced: {forced}");
         assert_eq!(conntrack::count(&node, 54).unwrap().total(), 0);
         conntrack::flush(&node).unwrap();
-        assert_eq!(conntrack::count(&node, 53).unwrap().total(), 0);
+        // UDP only: the last packets of a TCP connection may still come, and open an entry again.
+        assert_eq!(conntrack::count(&node, 53).unwrap().udp, 0);
     }
 }
 
