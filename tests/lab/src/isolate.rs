@@ -86,7 +86,7 @@ pub enum Isolation {
 ///
 /// Must be called while the process has one thread (first thing in `main`): the kernel makes no user namespace for a
 /// process with several. The inner program should handle SIGINT and SIGTERM: as process 1 it ignores what it
-/// does not handle; the second signal is therefore handed on as SIGKILL.
+/// does not handle; the second signal, Ctrl-C or not, therefore becomes SIGKILL, and the kernel cleans up.
 pub fn isolate() -> Result<Isolation, Error> {
     let program = std::env::current_exe().map_err(Error::at("find this program's file"))?;
     let mut command = Command::new(program);
@@ -195,11 +195,14 @@ fn wait_and_hand_on(child: Pid, signals: &SignalFd) -> Result<i32, Error> {
         let Some(signal) = i32::try_from(info.ssi_signo).ok().and_then(|n| Signal::try_from(n).ok()) else {
             continue;
         };
-        // Ctrl-C reaches the inner process by itself, as a member of the terminal's foreground group.
-        if signal == Signal::SIGCHLD || info.ssi_code == SI_KERNEL {
+        if signal == Signal::SIGCHLD {
             continue;
         }
         handed_on = handed_on.saturating_add(1);
+        // Ctrl-C reaches the inner process by itself, as a member of the terminal's foreground group.
+        if handed_on == 1 && info.ssi_code == SI_KERNEL {
+            continue;
+        }
         let signal = if handed_on > 1 { Signal::SIGKILL } else { signal };
         match kill(child, signal) {
             Ok(()) | Err(Errno::ESRCH) => {}

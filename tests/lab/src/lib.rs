@@ -17,6 +17,35 @@
 //!
 //! Nothing here touches the machine's own network namespace: devices are made inside new namespaces only, and the
 //! kernel removes them with the last handle. Nothing is called that has to be installed.
+//!
+//! ```no_run
+//! use std::net::IpAddr;
+//! use nodestub_lab::{Netns, Options, Pod, Upstream, ask, conntrack, upstream};
+//!
+//! # fn main() -> Result<(), nodestub_lab::Error> {
+//! let (node_ip, pod_ip) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
+//! let (node, net) = (Netns::new()?, Netns::new()?);
+//! node.join("pod0", &net, "eth0")?;
+//! node.add_address("pod0", node_ip, 24)?;
+//! net.add_address("eth0", pod_ip, 24)?;
+//! net.add_route(IpAddr::from([0, 0, 0, 0]), 0, node_ip)?;
+//! conntrack::force_tracking(&node)?;
+//!
+//! // A server in the node, a client in the pod.
+//! let names = [("a.test.", IpAddr::from([192, 0, 2, 1]))];
+//! let server = node.run(|| Upstream::start((node_ip, 53).into(), upstream::zone(30, &names)))??;
+//! let answer = net.run(|| ask(server.address(), "a.test", "A", &Options::default()))??;
+//! assert_eq!(answer.data(), ["192.0.2.1"]);
+//! assert_eq!(conntrack::count(&node, 53)?.udp, 1);
+//!
+//! // The system's own resolver library, as in a pod.
+//! let pod = Pod::new(&net, &format!("nameserver {node_ip}\nsearch test\n"))?;
+//! let mut getent = std::process::Command::new("getent");
+//! getent.args(["ahostsv4", "a"]);
+//! assert!(pod.output(getent)?.status.success());
+//! # Ok(())
+//! # }
+//! ```
 #![forbid(unsafe_code)]
 
 pub mod conntrack;
