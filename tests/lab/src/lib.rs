@@ -67,3 +67,8 @@ pub use netns::Netns;
 pub use pod::Pod;
 pub use skip::skip;
 pub use upstream::{Reply, Transport, Upstream};
+
+/// Response codes, for [`upstream::denial`] and [`upstream::refusal`].
+pub use domain::base::iana::Rcode;
+/// Signals, for [`Daemon::signal`].
+pub use rustix::process::Signal;

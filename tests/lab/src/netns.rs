@@ -51,6 +51,12 @@ impl Netns {
         Ok(Self { file })
     }
 
+    /// Another handle on the same namespace.
+    pub fn try_clone(&self) -> Result<Self, Error> {
+        let file = self.file.try_clone().map_err(Error::at("copy a namespace's descriptor"))?;
+        Ok(Self { file })
+    }
+
     /// Runs a closure on a thread inside the namespace and waits for it. A panic goes on in the caller.
     ///
     /// Sockets that the closure makes, and threads and processes that it starts, belong to the namespace for ever.

@@ -29,14 +29,14 @@ const CACHE_DAEMONS: [&str; 4] = ["/run/nscd", "/var/run/nscd", "/run/nslcd", "/
 
 /// A mount namespace beside a [`Netns`]. Vanishes when dropped and its processes have ended.
 #[derive(Debug)]
-pub struct Pod<'net> {
-    netns: &'net Netns,
+pub struct Pod {
+    netns: Netns,
     mounts: File,
 }
 
-impl<'net> Pod<'net> {
+impl Pod {
     /// Makes the mount namespace, with this text as `/etc/resolv.conf`.
-    pub fn new(netns: &'net Netns, resolv_conf: &str) -> Result<Self, Error> {
+    pub fn new(netns: &Netns, resolv_conf: &str) -> Result<Self, Error> {
         Self::with_files(
             netns,
             &[("resolv.conf", resolv_conf), ("nsswitch.conf", NSSWITCH), ("hosts", HOSTS)],
@@ -44,7 +44,7 @@ impl<'net> Pod<'net> {
     }
 
     /// As [`Pod::new`], with any files of `/etc` (plain names, no folders) in place of the machine's.
-    pub fn with_files(netns: &'net Netns, files: &[(&str, &str)]) -> Result<Self, Error> {
+    pub fn with_files(netns: &Netns, files: &[(&str, &str)]) -> Result<Self, Error> {
         let mounts = on_new_thread(|| {
             unshare(CloneFlags::CLONE_NEWNS).map_err(Error::at("make a mount namespace"))?;
             keep_mounts_private()?;
@@ -53,7 +53,7 @@ impl<'net> Pod<'net> {
             let own = "/proc/thread-self/ns/mnt";
             File::open(own).map_err(Error::at(format!("open {own}")))
         })?;
-        Ok(Self { netns, mounts })
+        Ok(Self { netns: netns.try_clone()?, mounts })
     }
 
     /// Runs a closure on a thread inside both namespaces and waits for it.
@@ -82,8 +82,8 @@ impl<'net> Pod<'net> {
     }
 
     /// The network namespace that this pod lives in.
-    pub fn netns(&self) -> &'net Netns {
-        self.netns
+    pub fn netns(&self) -> &Netns {
+        &self.netns
     }
 }
 
