@@ -1,2 +1,40 @@
-//! Under construction.
-fn main() {}
+//! `nodestub-resolver`: reads the command line, starts what it asks for, and turns the end into an exit status.
+#![forbid(unsafe_code)]
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::Parser;
+use nodestub_resolver::app;
+use nodestub_resolver::args::{Arguments, Command, with_two_dashes};
+use tracing_subscriber::EnvFilter;
+
+/// Threads of the slow side; misses wait for upstreams, not for a CPU.
+const SLOW_THREADS: usize = 4;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse_from(with_two_dashes(std::env::args_os()));
+    if let Some(Command::Check { file, placeholders }) = arguments.command {
+        return if app::check(&file, &placeholders) { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    let filter = EnvFilter::try_from_env("NODESTUB_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(SLOW_THREADS);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
+    let served = match runtime {
+        Ok(runtime) => runtime.block_on(app::serve(&arguments.serve)),
+        Err(cause) => Err(app::StartError::System(cause)),
+    };
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}

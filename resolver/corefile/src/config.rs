@@ -185,7 +185,7 @@ pub struct Hosts {
     pub no_reverse: bool,
     /// `reload`: how often the file is looked at. Default 5 s; `None` (`reload 0`): never.
     pub reload: Option<Duration>,
-    /// `fallthrough [ZONES...]`: where a name that is not found is passed on. `None`: nowhere, NXDOMAIN is answered;
+    /// `fallthrough [ZONES...]`: where a name that is not found is passed on. `None`: nowhere, SERVFAIL is answered;
     /// empty: everywhere.
     pub fallthrough: Option<Vec<Name>>,
 }

@@ -81,6 +81,13 @@ impl OwnedAnswer {
         Self { flags: Flags(0), rcode, counts: [0; 3], ttl_offsets: Box::default(), records: Box::default() }
     }
 
+    /// TTL of the first record, in seconds; `None` where there is none.
+    pub fn first_ttl(&self) -> Option<u32> {
+        let offset = offsets(&self.ttl_offsets).next()?;
+        let bytes = self.records.get(offset..offset + 4)?;
+        Some(u32::from_be_bytes(bytes.try_into().ok()?))
+    }
+
     /// The borrowed form.
     pub fn as_answer(&self) -> Answer<'_> {
         Answer {

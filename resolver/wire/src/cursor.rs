@@ -205,13 +205,13 @@ mod tests {
     #[test]
     fn rejects_pointers_that_do_not_lead_backward() {
         for packet in [
-            b"\xc0\x00".as_slice(),             // to itself
-            b"\xc0\x02\xc0\x00",                // forward
-            b"\x01a\xc0\x00",                   // to its own start: a loop
-            b"\x01a\x01b\xc0\x02",              // into its own middle: a loop
-            b"\x01a\xc0",                       // cut off
-            b"\x40a",                           // reserved label type
-            b"\x05ab",                          // cut off
+            b"\xc0\x00".as_slice(), // to itself
+            b"\xc0\x02\xc0\x00",    // forward
+            b"\x01a\xc0\x00",       // to its own start: a loop
+            b"\x01a\x01b\xc0\x02",  // into its own middle: a loop
+            b"\x01a\xc0",           // cut off
+            b"\x40a",               // reserved label type
+            b"\x05ab",              // cut off
         ] {
             assert_eq!(name_at(packet, 0), Err(Malformed), "{packet:?}");
         }

@@ -149,10 +149,15 @@ mod tests {
 
     #[test]
     fn reads_the_question_and_lower_cases_the_name() {
-        let Admission::Accept(query) = Query::admit(&query(EDNS, [1, 0, 0, 1])) else { panic!("not accepted") };
+        let Admission::Accept(query) = Query::admit(&query(EDNS, [1, 0, 0, 1])) else {
+            panic!("not accepted")
+        };
         assert_eq!(query.name.as_bytes(), b"\x07example\x03com\0");
         assert_eq!((query.id, query.qtype, query.qclass, query.question_end), (0x1234, 1, 1, 29));
-        assert_eq!(query.edns.unwrap(), Edns { udp_size: 1232, extended_rcode: 0, version: 0, dnssec_ok: true });
+        assert_eq!(
+            query.edns.unwrap(),
+            Edns { udp_size: 1232, extended_rcode: 0, version: 0, dnssec_ok: true }
+        );
         assert_eq!(query.edns.unwrap().to_bytes(), EDNS);
     }
 

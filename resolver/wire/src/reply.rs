@@ -89,9 +89,11 @@ impl Reply {
         }
         let mut records = Vec::with_capacity(total.min(64));
         let mut edns = None;
-        for (section, count) in
-            [(Section::Answer, answers), (Section::Authority, authorities), (Section::Additional, additionals)]
-        {
+        for (section, count) in [
+            (Section::Answer, answers),
+            (Section::Authority, authorities),
+            (Section::Additional, additionals),
+        ] {
             for _ in 0..count {
                 let record = Record::parse(packet, &mut cursor, section)?;
                 if record.rtype == rtype::OPT {

@@ -1,0 +1,202 @@
+//! HTTP for operators: `/health`, `/ready`, `/metrics`, on the addresses that the Corefile names.
+//!
+//! Apart from the DNS sockets, so that a probe never waits behind queries, and the other way round.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::listen::Shared;
+use crate::metrics::{Facts, render};
+use crate::tables::{Endpoints, Workshop};
+
+/// What the endpoints report.
+#[derive(Debug)]
+pub struct Status {
+    /// The running state.
+    pub shared: Arc<Shared>,
+    /// Where counters come from.
+    pub workshop: Arc<Mutex<Workshop>>,
+    /// Queries are answered.
+    pub serving: AtomicBool,
+    /// The order to stop has come.
+    pub stopping: AtomicBool,
+    /// Reloads that were refused.
+    pub failed_reloads: AtomicU64,
+    /// Fingerprint of the Corefile in force.
+    pub fingerprint: Mutex<String>,
+}
+
+/// All HTTP servers.
+#[derive(Debug)]
+pub struct Admin {
+    status: Arc<Status>,
+    servers: HashMap<SocketAddr, (Endpoints, CancellationToken)>,
+}
+
+/// Sockets for HTTP servers that do not run yet.
+#[derive(Debug)]
+pub struct Prepared(Vec<(SocketAddr, Endpoints, TcpListener)>);
+
+/// An HTTP address could not be bound.
+#[derive(Debug)]
+pub struct AdminError {
+    address: SocketAddr,
+    cause: io::Error,
+}
+
+impl Status {
+    /// What keeps us from being ready; empty: nothing.
+    pub fn unready(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        if self.stopping.load(Relaxed) {
+            reasons.push("stopping".to_owned());
+        } else if !self.serving.load(Relaxed) {
+            reasons.push("not serving yet".to_owned());
+        }
+        for block in &self.shared.tables.load().blocks {
+            let looped =
+                block.forwarders.iter().flat_map(|forwarder| &forwarder.upstreams).filter(|u| u.is_looped());
+            let zone = || block.zones.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+            reasons
+                .extend(looped.map(|up| format!("loop: {} sends queries for {} back", up.address, zone())));
+        }
+        reasons
+    }
+
+    fn facts(&self) -> Facts {
+        Facts {
+            routes: self.workshop.lock().unwrap_or_else(PoisonError::into_inner).all_counters(),
+            failed_reloads: self.failed_reloads.load(Relaxed),
+            fingerprint: self.fingerprint.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            ready: self.unready().is_empty(),
+        }
+    }
+}
+
+impl Admin {
+    /// No server yet.
+    pub fn new(status: Arc<Status>) -> Self {
+        Self { status, servers: HashMap::new() }
+    }
+
+    /// Binds what `wanted` has and we have not. Nothing that runs is touched.
+    ///
+    /// # Errors
+    /// An address cannot be bound.
+    pub async fn prepare(&self, wanted: &HashMap<SocketAddr, Endpoints>) -> Result<Prepared, AdminError> {
+        let mut prepared = Vec::new();
+        for (&address, &endpoints) in wanted {
+            if self.servers.contains_key(&address) {
+                continue;
+            }
+            let listener = bind(address).await.map_err(|cause| AdminError { address, cause })?;
+            prepared.push((address, endpoints, listener));
+        }
+        Ok(Prepared(prepared))
+    }
+
+    /// Goes over to `wanted`: starts what was prepared, stops what is no longer wanted.
+    pub fn apply(&mut self, wanted: &HashMap<SocketAddr, Endpoints>, prepared: Prepared) {
+        self.servers.retain(|address, (_, stop)| {
+            let keep = wanted.contains_key(address);
+            if !keep {
+                stop.cancel();
+            }
+            keep
+        });
+        for (address, endpoints, listener) in prepared.0 {
+            let stop = CancellationToken::new();
+            self.servers.insert(address, (endpoints, stop.clone()));
+            if let Ok(bound) = listener.local_addr() {
+                tracing::info!(address = %bound, ?endpoints, "serving HTTP");
+            }
+            let router = router(Arc::clone(&self.status), address);
+            tokio::spawn(async move {
+                let serve = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
+                if let Err(cause) = serve.await {
+                    tracing::error!(%address, %cause, "an HTTP server has ended");
+                }
+            });
+        }
+    }
+}
+
+async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        // No IPv6 on this machine.
+        Err(_) if address.ip().is_unspecified() && address.is_ipv6() => {
+            TcpListener::bind(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), address.port())).await
+        }
+        bound => bound,
+    }
+}
+
+type Place = (Arc<Status>, SocketAddr);
+
+/// All paths are there; what an address serves is looked up in the tables in force, so that a reload may change it.
+fn router(status: Arc<Status>, address: SocketAddr) -> Router {
+    Router::new()
+        .route("/health", get(health))
+        .route("/ready", get(ready))
+        .route("/metrics", get(metrics))
+        .with_state((status, address))
+}
+
+fn serves((status, address): &Place, wanted: impl Fn(&Endpoints) -> bool) -> bool {
+    status.shared.tables.load().admin.get(address).is_some_and(wanted)
+}
+
+async fn health(State(place): State<Place>) -> (StatusCode, &'static str) {
+    if serves(&place, |endpoints| endpoints.health) { (StatusCode::OK, "OK") } else { NOT_HERE }
+}
+
+async fn ready(State(place): State<Place>) -> (StatusCode, String) {
+    if !serves(&place, |endpoints| endpoints.ready) {
+        return (NOT_HERE.0, NOT_HERE.1.to_owned());
+    }
+    let reasons = place.0.unready();
+    if reasons.is_empty() {
+        (StatusCode::OK, "OK".to_owned())
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n"))
+    }
+}
+
+async fn metrics(
+    State(place): State<Place>,
+) -> (StatusCode, [(header::HeaderName, &'static str); 1], String) {
+    let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    if !serves(&place, |endpoints| endpoints.metrics) {
+        return (NOT_HERE.0, content_type, NOT_HERE.1.to_owned());
+    }
+    let status = &place.0;
+    (StatusCode::OK, content_type, render(&status.shared, &status.facts()))
+}
+
+const NOT_HERE: (StatusCode, &str) = (StatusCode::NOT_FOUND, "not served on this address\n");
+
+impl std::fmt::Display for AdminError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "cannot serve HTTP on {}: {}. Change the address of `health`, `ready` or `prometheus`, or stop what has it",
+            self.address, self.cause
+        )
+    }
+}
+
+impl std::error::Error for AdminError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.cause)
+    }
+}

@@ -1,0 +1,355 @@
+//! Puts the parts together, in the order in which they must come, and takes them apart again.
+//!
+//! ```text
+//!   Corefile read and compiled ─► address and rules ─► HTTP ─► sockets (now we answer) ─► ready
+//!   unready ─► lameduck ─► sockets closed, queries under way answered ─► address and rules away ─► exit
+//! ```
+//!
+//! This is the only file that knows every part. A Corefile that does not read ends the start before anything is bound
+//! or set up; on a reload it changes nothing, is said and counted.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nodestub_cache::Cache;
+use nodestub_corefile::config::Config;
+use nodestub_corefile::{Options, Report};
+use nodestub_dataplane::{Applied, Desired};
+use rand::Rng;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{Admin, AdminError, Status};
+use crate::args::{Placeholders, Serve};
+use crate::clock::Clock;
+use crate::listen::{BindError, Listeners, MAX_WORKERS, Shared};
+use crate::loops::{self, LoopProbes};
+use crate::query_log::QueryLog;
+use crate::resolve::Resolver;
+use crate::tables::{CompileError, Tables, Workshop};
+
+/// How long queries under way may take after the sockets are closed: one question's whole time.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Why serving did not begin.
+#[derive(Debug)]
+pub enum StartError {
+    /// The Corefile does not read.
+    Corefile(Box<Report>),
+    /// It reads, but cannot be served here.
+    Compile(CompileError),
+    /// The flags about the local address make no sense.
+    Wish(nodestub_dataplane::desired::Error),
+    /// The address or the rules could not be set up.
+    Node(nodestub_dataplane::Error),
+    /// An HTTP endpoint cannot be bound.
+    Admin(AdminError),
+    /// A DNS socket cannot be bound.
+    Bind(BindError),
+    /// A thread, or a signal's handler, cannot be made.
+    System(io::Error),
+}
+
+/// Reads a Corefile for `check` and says what is wrong with it. True: it can be served, as far as the text goes.
+pub fn check(file: &Path, placeholders: &Placeholders) -> bool {
+    match nodestub_corefile::load(file, &options(placeholders)) {
+        Ok(loaded) => {
+            eprint!("{}", show(&loaded.warnings));
+            println!("{}: this Corefile can be served", file.display());
+            true
+        }
+        Err(report) => {
+            eprint!("{}", show(&report));
+            false
+        }
+    }
+}
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Serving did not begin. Nothing is left behind then.
+pub async fn serve(arguments: &Serve) -> Result<(), StartError> {
+    let mut signals = Signals::new().map_err(StartError::System)?;
+    let config = read(arguments).map_err(StartError::Corefile)?;
+    let cpus = allowed_cpus();
+    // Respects CPU quotas as well; a thread more than that would only wait for its slice.
+    let workers =
+        std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS).min(cpus.len());
+    let mut workshop = Workshop::new(workers);
+    let tables = workshop.compile(&config).map_err(StartError::Compile)?;
+
+    let node = set_up_node(arguments).await?;
+    let running = Running::start(arguments, &config, workshop, tables, workers, cpus).await;
+    let ended = match running {
+        Ok(mut running) => {
+            running.until_stopped(&mut signals).await;
+            running.stop(&mut signals).await;
+            Ok(())
+        }
+        Err(error) => Err(error),
+    };
+    if let Some(applied) = node
+        && let Err(error) = applied.remove().await
+    {
+        tracing::error!(%error, "cannot remove the local address and its rules");
+    }
+    ended
+}
+
+/// A daemon that answers.
+struct Running<'a> {
+    arguments: &'a Serve,
+    shared: Arc<Shared>,
+    status: Arc<Status>,
+    listeners: Listeners,
+    admin: Admin,
+    config: Config,
+    loop_watch: CancellationToken,
+}
+
+impl<'a> Running<'a> {
+    async fn start(
+        arguments: &'a Serve,
+        config: &Config,
+        workshop: Workshop,
+        tables: Tables,
+        workers: usize,
+        cpus: Vec<usize>,
+    ) -> Result<Self, StartError> {
+        let resolver = Resolver {
+            cache: Arc::new(Cache::new(usize::from(arguments.cache_mib) << 20)),
+            clock: Clock::start(),
+            loop_probes: LoopProbes::default(),
+            query_log: QueryLog::start().map_err(StartError::System)?,
+        };
+        let shared = Shared::new(Tables::default(), resolver);
+        let status = Arc::new(Status {
+            shared: Arc::clone(&shared),
+            workshop: Arc::new(Mutex::new(workshop)),
+            serving: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            failed_reloads: AtomicU64::new(0),
+            fingerprint: Mutex::default(),
+        });
+        let mut running = Self {
+            arguments,
+            listeners: Listeners::start(&shared, workers, cpus).map_err(StartError::System)?,
+            admin: Admin::new(Arc::clone(&status)),
+            shared,
+            status,
+            config: config.clone(),
+            loop_watch: CancellationToken::new(),
+        };
+        running.apply(config.clone(), tables).await?;
+        Ok(running)
+    }
+
+    /// Goes over to a compiled Corefile; on an error everything stays as it was.
+    async fn apply(&mut self, config: Config, tables: Tables) -> Result<(), StartError> {
+        let prepared = self.admin.prepare(&tables.admin).await.map_err(StartError::Admin)?;
+        let wanted = tables.admin.clone();
+        self.listeners.apply(tables).map_err(StartError::Bind)?;
+        self.admin.apply(&wanted, prepared);
+        *self.status.fingerprint.lock().unwrap_or_else(PoisonError::into_inner) = fingerprint(&config);
+        self.config = config;
+        self.status.serving.store(true, Relaxed);
+        self.loop_watch.cancel();
+        self.loop_watch = CancellationToken::new();
+        let watch = loops::watch(Arc::clone(&self.shared));
+        let stop = self.loop_watch.clone();
+        tokio::spawn(async move { stop.run_until_cancelled(watch).await });
+        for address in self.listeners.addresses() {
+            tracing::info!(%address, "serving DNS");
+        }
+        Ok(())
+    }
+
+    async fn until_stopped(&mut self, signals: &mut Signals) {
+        loop {
+            let interval = self.next_look();
+            let look = async {
+                match interval {
+                    Some(interval) => tokio::time::sleep(interval).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                order = signals.next() => match order {
+                    Order::Stop => return,
+                    Order::Reload => self.reload(true).await,
+                },
+                () = look => self.reload(false).await,
+            }
+        }
+    }
+
+    /// When the Corefile is looked at next: `reload`'s interval, and up to half its jitter more or less.
+    fn next_look(&self) -> Option<Duration> {
+        let reload = self.shared.tables.load().reload.clone()?;
+        let jitter = reload.jitter.mul_f64(rand::rng().random_range(0.0..=0.5));
+        let later: bool = rand::rng().random();
+        Some(if later { reload.interval + jitter } else { reload.interval.saturating_sub(jitter) })
+    }
+
+    /// Reads the Corefile and serves it, if it has changed. `ordered`: by a signal; then files that it names are read
+    /// again as well.
+    async fn reload(&mut self, ordered: bool) {
+        let error = match read(self.arguments) {
+            Ok(config) if config == self.config && !ordered => return,
+            Ok(config) => {
+                let compiled =
+                    self.status.workshop.lock().unwrap_or_else(PoisonError::into_inner).compile(&config);
+                match compiled {
+                    Ok(tables) => match self.apply(config, tables).await {
+                        Ok(()) => {
+                            tracing::info!(
+                                fingerprint = fingerprint(&self.config),
+                                "the Corefile was reloaded"
+                            );
+                            return;
+                        }
+                        Err(error) => error,
+                    },
+                    Err(error) => StartError::Compile(error),
+                }
+            }
+            Err(report) => StartError::Corefile(report),
+        };
+        self.status.failed_reloads.fetch_add(1, Relaxed);
+        tracing::error!(%error, "the Corefile was not reloaded; the last good one stays in force");
+    }
+
+    /// Unready, lameduck, sockets closed, queries under way answered. A second order to stop ends the waiting.
+    async fn stop(self, signals: &mut Signals) {
+        self.status.stopping.store(true, Relaxed);
+        let lameduck = self.shared.tables.load().lameduck;
+        tracing::info!(?lameduck, "stopping");
+        tokio::select! {
+            () = tokio::time::sleep(lameduck) => {}
+            () = signals.stop() => {}
+        }
+        tokio::select! {
+            () = self.listeners.stop(DRAIN) => {}
+            () = signals.stop() => {}
+        }
+    }
+}
+
+/// The signals that this process minds.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+    user: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+            user: signal(SignalKind::user_defined1())?,
+        })
+    }
+
+    async fn next(&mut self) -> Order {
+        tokio::select! {
+            _ = self.terminate.recv() => Order::Stop,
+            _ = self.interrupt.recv() => Order::Stop,
+            _ = self.hang_up.recv() => Order::Reload,
+            _ = self.user.recv() => Order::Reload,
+        }
+    }
+
+    /// Waits for the next order to stop; others are of no use any more.
+    async fn stop(&mut self) {
+        while !matches!(self.next().await, Order::Stop) {}
+    }
+}
+
+/// What a signal means.
+enum Order {
+    Stop,
+    Reload,
+}
+
+fn options(placeholders: &Placeholders) -> Options {
+    placeholders.options(|name| std::env::var(name).ok())
+}
+
+fn read(arguments: &Serve) -> Result<Config, Box<Report>> {
+    let loaded =
+        nodestub_corefile::load(&arguments.conf, &options(&arguments.placeholders)).map_err(Box::new)?;
+    if !loaded.warnings.is_empty() {
+        tracing::warn!("{}", loaded.warnings);
+    }
+    Ok(loaded.config)
+}
+
+/// Puts up the local address and the rules, where `-localip` asks for them.
+async fn set_up_node(arguments: &Serve) -> Result<Option<Applied>, StartError> {
+    let addresses = arguments.placeholders.local_addresses();
+    if addresses.is_empty() || !(arguments.setup_interface || arguments.setup_rules) {
+        return Ok(None);
+    }
+    let placeholders = &arguments.placeholders;
+    let health_port = Some(arguments.health_port);
+    let desired = Desired::new(&addresses, &arguments.interface_name, placeholders.port, health_port)
+        .map_err(StartError::Wish)?;
+    let applied = nodestub_dataplane::apply(&desired).await.map_err(StartError::Node)?;
+    tracing::info!(device = applied.device(), "the local address and the rules are in place");
+    Ok(Some(applied))
+}
+
+fn allowed_cpus() -> Vec<usize> {
+    let allowed = rustix::thread::sched_getaffinity(None);
+    let cpus =
+        allowed.map(|set| (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect());
+    cpus.ok().filter(|cpus: &Vec<usize>| !cpus.is_empty()).unwrap_or_else(|| vec![0])
+}
+
+fn fingerprint(config: &Config) -> String {
+    let mut hasher = DefaultHasher::new();
+    config.hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
+
+fn show(report: &Report) -> String {
+    use std::io::IsTerminal;
+    if io::stderr().is_terminal() { report.coloured() } else { report.to_string() }
+}
+
+impl std::fmt::Display for StartError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Corefile(report) => write!(f, "{report}"),
+            Self::Compile(cause) => write!(f, "{cause}"),
+            Self::Wish(cause) => write!(f, "{cause}"),
+            Self::Node(cause) => write!(f, "cannot set up the local address and its rules: {cause}"),
+            Self::Admin(cause) => write!(f, "{cause}"),
+            Self::Bind(cause) => write!(f, "{cause}"),
+            Self::System(cause) => write!(f, "the system refused a thread or a signal handler: {cause}"),
+        }
+    }
+}
+
+impl std::error::Error for StartError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Corefile(_) => None,
+            Self::Compile(cause) => Some(cause),
+            Self::Wish(cause) => Some(cause),
+            Self::Node(cause) => Some(cause),
+            Self::Admin(cause) => Some(cause),
+            Self::Bind(cause) => Some(cause),
+            Self::System(cause) => Some(cause),
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! Probes of an upstream that failed: `. IN NS` every `health_check`, until anything comes back.
+//!
+//! Health is passive first: an upstream that answers is never probed (CoreDNS `plugin/forward/health.go`).
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use nodestub_wire::{Ask, CLASS_IN, rtype};
+use tokio::time::{sleep, timeout};
+
+use super::upstream::Upstream;
+
+/// How long a probe waits for its answer.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Starts probing unless that is under way already. The probes end when the upstream answers, or is no longer used.
+pub(super) fn start(upstream: &Arc<Upstream>) {
+    if upstream.probing.swap(true, Relaxed) {
+        return;
+    }
+    let interval = upstream.health_check;
+    let upstream = Arc::downgrade(upstream);
+    tokio::spawn(async move {
+        let root_servers = Ask {
+            name: Box::new([0]),
+            qtype: rtype::NS,
+            qclass: CLASS_IN,
+            recursion_desired: true,
+            checking_disabled: false,
+            dnssec_ok: false,
+        };
+        loop {
+            sleep(interval).await;
+            let Some(upstream) = upstream.upgrade() else { return };
+            let probe = timeout(PROBE_TIMEOUT, upstream.probe(&root_servers));
+            if matches!(probe.await, Ok(Ok(_))) {
+                upstream.recovered();
+                upstream.probing.store(false, Relaxed);
+                return;
+            }
+            upstream.failed_probes.add(1);
+        }
+    });
+}

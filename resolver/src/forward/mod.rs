@@ -1,0 +1,249 @@
+//! Asking upstreams: `forward` of the Corefile.
+//!
+//! ```text
+//!   resolve ──ask──► Forwarder ──one ask for all who want the same──► try, try next, ... (5 s in all)
+//!                                                                        │ 2 s each
+//!                                        Upstream ◄──────────────────────┘
+//!                                          ├─ udp: a rotating pool of connected sockets on random ports
+//!                                          ├─ tcp: few connections, pipelined, answered out of order
+//!                                          └─ health: failures counted; probes while it is down
+//! ```
+//!
+//! A response counts only when it comes from the asked peer (the socket is connected), with the asked id and the full
+//! question, and is well formed as a whole. Anything else on a UDP socket is ignored, counted, and the wait goes on.
+//!
+//! Deliberately not here: what a response means and whether it is kept (`resolve`, `nodestub-cache`).
+
+mod health;
+mod tcp;
+mod udp;
+mod upstream;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nodestub_corefile::config::{Forward, Policy, Transport};
+use nodestub_wire::{Ask, Name, Reply};
+use rand::seq::SliceRandom;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+
+use crate::metrics::{Counter, Protocol};
+pub use upstream::{ExchangeError, Upstream};
+
+/// Longest time for one question, over all tries (CoreDNS `defaultTimeout`): a client's library repeats after 5 s.
+const TOTAL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Longest time for one try (CoreDNS `readTimeout`).
+const TRY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Failed tries per upstream before one question is given up (CoreDNS `defaultConnectAttemptsPerUpstream`).
+const TRIES_PER_UPSTREAM: usize = 2;
+
+/// An upstream's response, shared by all who asked the same.
+#[derive(Debug)]
+pub struct Response {
+    /// The whole packet.
+    pub packet: Vec<u8>,
+    /// The places in it.
+    pub reply: Reply,
+}
+
+/// Why there is no response.
+#[derive(Debug, Clone)]
+pub enum ForwardError {
+    /// `max_concurrent` queries are under way already.
+    Overloaded,
+    /// Each upstream sends our queries back to us.
+    Looped,
+    /// All tries failed; this is the last one.
+    Failed {
+        /// Who was asked.
+        upstream: SocketAddr,
+        /// What happened.
+        cause: ExchangeError,
+    },
+    /// The task that asked for us has ended without a word.
+    Abandoned,
+}
+
+/// One `forward` line at work.
+#[derive(Debug)]
+pub struct Forwarder {
+    /// Names in this zone are forwarded.
+    pub from: Name,
+    except: Vec<Name>,
+    policy: Policy,
+    transport: Transport,
+    max_concurrent: Option<u32>,
+    /// Whom to ask; never empty.
+    pub upstreams: Vec<Arc<Upstream>>,
+    next: AtomicUsize,
+    concurrent: AtomicU32,
+    /// Questions under way. Bounded by the misses under way, which `resolve` bounds.
+    under_way: Mutex<HashMap<(Ask, Protocol), Shared>>,
+    /// All upstreams were down, and one was asked all the same.
+    pub all_down: Counter,
+    /// Queries refused because of `max_concurrent`.
+    pub rejected: Counter,
+    /// Queries that found the same question under way and waited for its answer.
+    pub coalesced: Counter,
+}
+
+type Outcome = Result<Arc<Response>, ForwardError>;
+type Shared = watch::Receiver<Option<Outcome>>;
+
+impl Forwarder {
+    /// A forwarder over upstreams whose files have been read.
+    pub fn new(config: &Forward, upstreams: &[SocketAddr]) -> Self {
+        let upstreams = upstreams.iter().map(|&address| Arc::new(Upstream::new(address, config))).collect();
+        Self {
+            from: config.from.clone(),
+            except: config.except.clone(),
+            policy: config.policy,
+            transport: config.transport,
+            max_concurrent: config.max_concurrent,
+            upstreams,
+            next: AtomicUsize::new(0),
+            concurrent: AtomicU32::new(0),
+            under_way: Mutex::default(),
+            all_down: Counter::default(),
+            rejected: Counter::default(),
+            coalesced: Counter::default(),
+        }
+    }
+
+    /// Whether this forwarder is responsible for a name.
+    pub fn matches(&self, name: &Name) -> bool {
+        name.is_within(&self.from) && !self.except.iter().any(|zone| name.is_within(zone))
+    }
+
+    /// Asks, or joins those who are asking the same. `client` is the transport by which the question came.
+    ///
+    /// # Errors
+    /// No upstream gave a usable response.
+    pub async fn ask(self: &Arc<Self>, ask: Ask, client: Protocol) -> Outcome {
+        let _place = self.enter().ok_or(ForwardError::Overloaded)?;
+        let protocol = match self.transport {
+            Transport::Same => client,
+            Transport::Udp => Protocol::Udp,
+            Transport::Tcp => Protocol::Tcp,
+        };
+        let mut shared = self.join(ask, protocol);
+        let outcome = shared.wait_for(Option::is_some).await.map_err(|_| ForwardError::Abandoned)?;
+        outcome.clone().unwrap_or(Err(ForwardError::Abandoned))
+    }
+
+    fn join(self: &Arc<Self>, ask: Ask, protocol: Protocol) -> Shared {
+        let key = (ask, protocol);
+        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(shared) = under_way.get(&key) {
+            self.coalesced.add(1);
+            return shared.clone();
+        }
+        let (sender, receiver) = watch::channel(None);
+        under_way.insert(key.clone(), receiver.clone());
+        // A task of its own: it goes on when the client that began it goes away. The entry goes when the task ends,
+        // however it ends.
+        let entry = UnderWay { forwarder: Arc::clone(self), key };
+        tokio::spawn(async move {
+            let outcome = entry.forwarder.ask_upstreams(&entry.key.0, protocol).await;
+            drop(entry);
+            sender.send_replace(Some(outcome));
+        });
+        receiver
+    }
+
+    async fn ask_upstreams(&self, ask: &Ask, protocol: Protocol) -> Outcome {
+        let deadline = Instant::now() + TOTAL_TIMEOUT;
+        let order = self.order();
+        if order.is_empty() {
+            return Err(ForwardError::Looped);
+        }
+        let mut last = ForwardError::Abandoned;
+        for upstream in order.iter().cycle().take(order.len() * TRIES_PER_UPSTREAM) {
+            let now = Instant::now();
+            if now >= deadline {
+                break;
+            }
+            let try_deadline = deadline.min(now + TRY_TIMEOUT);
+            let exchange = timeout_at(try_deadline, upstream.exchange(ask, protocol));
+            match exchange.await.unwrap_or(Err(ExchangeError::TimedOut)) {
+                Ok(response) => return Ok(Arc::new(response)),
+                Err(cause) => {
+                    upstream.failed();
+                    last = ForwardError::Failed { upstream: upstream.address, cause };
+                }
+            }
+        }
+        Err(last)
+    }
+
+    /// The upstreams in the order of trying: by the policy, those that are up; all, when none is.
+    fn order(&self) -> Vec<Arc<Upstream>> {
+        let mut order: Vec<_> = self.upstreams.iter().filter(|u| !u.is_looped()).cloned().collect();
+        match self.policy {
+            Policy::Sequential => {}
+            Policy::Random => order.shuffle(&mut rand::rng()),
+            Policy::RoundRobin => {
+                let first = self.next.fetch_add(1, Relaxed) % order.len().max(1);
+                order.rotate_left(first);
+            }
+        }
+        if order.iter().all(|upstream| upstream.is_down()) {
+            // The probes may be what is broken: ask anyway (as CoreDNS does).
+            self.all_down.add(u64::from(!order.is_empty()));
+            order.shuffle(&mut rand::rng());
+        } else {
+            order.retain(|upstream| !upstream.is_down());
+        }
+        order
+    }
+
+    fn enter(&self) -> Option<Place<'_>> {
+        let before = self.concurrent.fetch_add(1, Relaxed);
+        let place = Place(&self.concurrent);
+        if self.max_concurrent.is_some_and(|most| before >= most) {
+            self.rejected.add(1);
+            return None;
+        }
+        Some(place)
+    }
+}
+
+/// One of the queries under way; gives its place back when it ends.
+struct Place<'a>(&'a AtomicU32);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A question under way; nobody can join it any more once this is dropped.
+struct UnderWay {
+    forwarder: Arc<Forwarder>,
+    key: (Ask, Protocol),
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.forwarder.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+    }
+}
+
+impl std::fmt::Display for ForwardError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Overloaded => f.write_str("max_concurrent queries are under way already"),
+            Self::Looped => f.write_str("every upstream sends our queries back to us"),
+            Self::Failed { upstream, cause } => write!(f, "upstream {upstream}: {cause}"),
+            Self::Abandoned => f.write_str("the question was given up"),
+        }
+    }
+}
+
+impl std::error::Error for ForwardError {}

@@ -1,0 +1,272 @@
+//! Questions by TCP: few connections to each server, pipelined, answered out of order (RFC 7766, 6.2.1).
+//!
+//! ```text
+//!   exchange ── id chosen, entry in `pending` ──► queue ──► writer ──► socket
+//!      ▲                                                                 │
+//!      └────────── entry taken out by id, question checked ◄── reader ◄──┘
+//! ```
+//!
+//! A connection is opened when there is none, or when all are busy; it is closed by the server, by the reader when
+//! nothing has been under way for `expire`, or by an asker who gave up while nothing at all was heard (a black hole).
+//! A question that was sent on a connection which then closes is asked once more on a fresh one, in silence: the
+//! server had every right to close an idle connection.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nodestub_wire::{Ask, Reply};
+use rand::Rng;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::upstream::ExchangeError;
+use super::{Response, TRY_TIMEOUT};
+use crate::framing::{FrameReader, frame};
+use crate::metrics::Counter;
+
+/// Connections to one server: "few", whatever the load (RFC 7766, 6.2.2; kube-dns's dnsmasq takes 20 from all).
+const MAX_CONNECTIONS: usize = 2;
+
+/// Questions under way on a connection from which on a second one is opened.
+const BUSY: usize = 64;
+
+/// Most questions under way on one connection; beyond that, [`ExchangeError::Busy`].
+const MAX_UNDER_WAY: usize = 1024;
+
+#[derive(Debug)]
+pub(super) struct TcpPool {
+    address: SocketAddr,
+    expire: Duration,
+    connections: Mutex<Vec<Arc<Connection>>>,
+    pub(super) reused: Counter,
+    pub(super) opened: Counter,
+}
+
+#[derive(Debug)]
+struct Connection {
+    /// Length-prefixed questions for the writer. As long as `pending`, so that sending never waits.
+    frames: mpsc::Sender<Vec<u8>>,
+    pending: Mutex<HashMap<u16, Pending>>,
+    /// Messages heard so far.
+    heard: AtomicU64,
+    closed: AtomicBool,
+    close: CancellationToken,
+}
+
+#[derive(Debug)]
+struct Pending {
+    ask: Ask,
+    answer: oneshot::Sender<Result<Response, ExchangeError>>,
+}
+
+impl TcpPool {
+    pub(super) fn new(address: SocketAddr, expire: Duration) -> Self {
+        Self {
+            address,
+            expire,
+            connections: Mutex::default(),
+            reused: Counter::default(),
+            opened: Counter::default(),
+        }
+    }
+
+    pub(super) async fn exchange(&self, ask: &Ask, with_edns: bool) -> Result<Response, ExchangeError> {
+        let (connection, fresh) = self.connection();
+        let outcome = connection.exchange(ask, with_edns).await;
+        match outcome {
+            Err(ExchangeError::Closed) if !fresh => self.open().exchange(ask, with_edns).await,
+            outcome => outcome,
+        }
+    }
+
+    /// The connection with the least under way, or a new one; and whether it is new.
+    fn connection(&self) -> (Arc<Connection>, bool) {
+        let mut connections = lock(&self.connections);
+        connections.retain(|connection| !connection.closed.load(Relaxed));
+        let least = connections.iter().min_by_key(|connection| lock(&connection.pending).len());
+        if let Some(connection) = least {
+            let busy = lock(&connection.pending).len() >= BUSY;
+            if !busy || connections.len() >= MAX_CONNECTIONS {
+                self.reused.add(1);
+                return (Arc::clone(connection), false);
+            }
+        }
+        (self.open_in(&mut connections), true)
+    }
+
+    fn open(&self) -> Arc<Connection> {
+        self.open_in(&mut lock(&self.connections))
+    }
+
+    /// Opens a connection in the background; questions for it can be queued at once.
+    fn open_in(&self, connections: &mut Vec<Arc<Connection>>) -> Arc<Connection> {
+        self.opened.add(1);
+        let (frames, queue) = mpsc::channel(MAX_UNDER_WAY);
+        let connection = Arc::new(Connection {
+            frames,
+            pending: Mutex::default(),
+            heard: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
+            close: CancellationToken::new(),
+        });
+        connections.push(Arc::clone(&connection));
+        tokio::spawn(run(Arc::clone(&connection), self.address, self.expire, queue));
+        connection
+    }
+}
+
+impl Drop for TcpPool {
+    fn drop(&mut self) {
+        for connection in lock(&self.connections).iter() {
+            connection.close.cancel();
+        }
+    }
+}
+
+impl Connection {
+    async fn exchange(&self, ask: &Ask, with_edns: bool) -> Result<Response, ExchangeError> {
+        let (answer, receiver) = oneshot::channel();
+        let id = self.register(ask, answer)?;
+        let mut entry =
+            Entry { connection: self, id, heard_before: self.heard.load(Relaxed), answered: false };
+        let question = frame(&ask.to_packet(id, with_edns)).ok_or(ExchangeError::Busy)?;
+        self.frames.try_send(question).map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(_) => ExchangeError::Busy,
+            mpsc::error::TrySendError::Closed(_) => ExchangeError::Closed,
+        })?;
+        let outcome = receiver.await.unwrap_or(Err(ExchangeError::Closed));
+        entry.answered = true;
+        outcome
+    }
+
+    /// A place among the questions under way, under an id that is random and free.
+    fn register(
+        &self,
+        ask: &Ask,
+        answer: oneshot::Sender<Result<Response, ExchangeError>>,
+    ) -> Result<u16, ExchangeError> {
+        let mut pending = lock(&self.pending);
+        if self.closed.load(Relaxed) {
+            return Err(ExchangeError::Closed);
+        }
+        if pending.len() >= MAX_UNDER_WAY {
+            return Err(ExchangeError::Busy);
+        }
+        let mut id: u16 = rand::rng().random();
+        // At most 1024 of 65536 are taken: this ends at once.
+        while pending.contains_key(&id) {
+            id = rand::rng().random();
+        }
+        pending.insert(id, Pending { ask: ask.clone(), answer });
+        Ok(id)
+    }
+
+    fn deliver(&self, packet: Vec<u8>) {
+        self.heard.fetch_add(1, Relaxed);
+        let Ok(reply) = Reply::parse(&packet) else { return };
+        let id = reply.header.id;
+        let mut pending = lock(&self.pending);
+        let matches = pending.get(&id).is_some_and(|entry| {
+            let Ask { name, qtype, qclass, .. } = &entry.ask;
+            reply.answers(id, name, *qtype, *qclass)
+        });
+        if !matches {
+            return;
+        }
+        let Some(entry) = pending.remove(&id) else { return };
+        drop(pending);
+        // The asker may have gone.
+        drop(entry.answer.send(Ok(Response { packet, reply })));
+    }
+
+    fn fail_all(&self, cause: &ExchangeError) {
+        let mut pending = lock(&self.pending);
+        self.closed.store(true, Relaxed);
+        for (_, entry) in pending.drain() {
+            drop(entry.answer.send(Err(cause.clone())));
+        }
+    }
+}
+
+/// A question under way; an asker who goes away takes it along.
+struct Entry<'a> {
+    connection: &'a Connection,
+    id: u16,
+    heard_before: u64,
+    answered: bool,
+}
+
+impl Drop for Entry<'_> {
+    fn drop(&mut self) {
+        lock(&self.connection.pending).remove(&self.id);
+        // Given up, and not a word was heard on the whole connection meanwhile: nobody should queue up on it again.
+        if !self.answered && self.connection.heard.load(Relaxed) == self.heard_before {
+            self.connection.closed.store(true, Relaxed);
+            self.connection.close.cancel();
+        }
+    }
+}
+
+/// The life of one connection.
+async fn run(
+    connection: Arc<Connection>,
+    address: SocketAddr,
+    expire: Duration,
+    queue: mpsc::Receiver<Vec<u8>>,
+) {
+    let connected = timeout(TRY_TIMEOUT, TcpStream::connect(address)).await;
+    let cause = match connected {
+        Err(_) => ExchangeError::TimedOut,
+        Ok(Err(cause)) => ExchangeError::Connect(Arc::new(cause)),
+        Ok(Ok(stream)) => {
+            // Not having it costs latency, nothing else.
+            drop(stream.set_nodelay(true));
+            let (read_half, write_half) = stream.into_split();
+            tokio::select! {
+                () = read(&connection, read_half, expire) => {}
+                () = write(write_half, queue) => {}
+                () = connection.close.cancelled() => {}
+            }
+            ExchangeError::Closed
+        }
+    };
+    connection.fail_all(&cause);
+}
+
+async fn write(mut socket: OwnedWriteHalf, mut queue: mpsc::Receiver<Vec<u8>>) {
+    let mut buffer = Vec::new();
+    while let Some(frame) = queue.recv().await {
+        buffer.clear();
+        buffer.extend_from_slice(&frame);
+        // What has come together meanwhile leaves in one system call.
+        while let Ok(frame) = queue.try_recv() {
+            buffer.extend_from_slice(&frame);
+        }
+        if socket.write_all(&buffer).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn read(connection: &Connection, socket: OwnedReadHalf, expire: Duration) {
+    let mut frames = FrameReader::new(socket);
+    loop {
+        match timeout(expire, frames.next()).await {
+            Ok(Ok(Some(packet))) => connection.deliver(packet),
+            Ok(Ok(None) | Err(_)) => return,
+            Err(_) if lock(&connection.pending).is_empty() => return,
+            Err(_) => {}
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

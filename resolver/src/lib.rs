@@ -1,0 +1,31 @@
+//! The DNS resolver of a Kubernetes node.
+//!
+//! A query's way, and the file for each step:
+//!
+//! ```text
+//!   listen/{udp,tcp}  takes it in            sys      recvmmsg, sendmmsg: the one file with unsafe code
+//!   answer            decides on the spot    tables   what a Corefile compiles to
+//!   resolve           what must be asked     local, forward/{udp,tcp,upstream,health}, loops
+//!   metrics, query_log, admin                what is seen from outside
+//!   app               puts it together       args, clock, framing
+//! ```
+//!
+//! Bytes are `nodestub-wire`'s, kept answers `nodestub-cache`'s, the Corefile's text `nodestub-corefile`'s, address and
+//! rules `nodestub-dataplane`'s. This crate is a library for its own tests only.
+#![deny(unsafe_code)]
+
+pub mod admin;
+pub mod answer;
+pub mod app;
+pub mod args;
+pub mod clock;
+pub mod forward;
+pub mod framing;
+pub mod listen;
+pub mod local;
+pub mod loops;
+pub mod metrics;
+pub mod query_log;
+pub mod resolve;
+pub mod sys;
+pub mod tables;

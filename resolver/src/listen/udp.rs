@@ -1,0 +1,226 @@
+//! The fast side: one thread per CPU, one UDP socket per address and thread.
+//!
+//! A thread waits for its sockets, takes a batch, answers what it can in the buffers that the queries came in, hands
+//! the rest to the slow side, sends the replies, and counts last. While a socket has full batches, it is asked again
+//! without waiting. The clock is read twice a batch, never per query.
+//!
+//! A panic while answering (a bug of ours) costs the batch, is counted, and does not stop the thread.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use socket2::Socket;
+use tokio::sync::mpsc;
+
+use super::{Shared, bind_udp};
+use crate::answer::{Context, Outcome, Replied, answer};
+use crate::metrics::Protocol;
+use crate::query_log::LogLine;
+use crate::resolve::{Miss, is_v6};
+use crate::sys::{self, BATCH, Batch, LocalEnd};
+
+/// A UDP socket of one worker.
+#[derive(Debug)]
+pub(super) struct Listener {
+    socket: Socket,
+    address: SocketAddr,
+}
+
+/// Where a late reply goes out.
+#[derive(Debug)]
+pub(super) struct ReplyTo {
+    listener: Arc<Listener>,
+    local_end: Option<LocalEnd>,
+}
+
+type Misses = mpsc::Sender<(Miss, ReplyTo)>;
+
+/// A thread of the fast side.
+#[derive(Debug)]
+pub struct Worker {
+    orders: Arc<Orders>,
+    thread: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+struct Orders {
+    sockets: ArcSwap<Vec<Arc<Listener>>>,
+    stop: AtomicBool,
+    wake: OwnedFd,
+}
+
+impl Listener {
+    pub(super) fn bind(address: SocketAddr) -> io::Result<Self> {
+        Ok(Self { socket: bind_udp(address)?, address })
+    }
+
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl ReplyTo {
+    pub(super) fn send(&self, reply: &[u8], client: SocketAddr) -> io::Result<()> {
+        sys::send_reply(self.listener.as_fd(), reply, client, self.local_end)
+    }
+}
+
+impl Worker {
+    pub(super) fn start(number: usize, shared: Arc<Shared>, misses: Misses) -> io::Result<Self> {
+        let orders = Arc::new(Orders {
+            sockets: ArcSwap::default(),
+            stop: AtomicBool::new(false),
+            wake: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?,
+        });
+        let for_thread = Arc::clone(&orders);
+        let thread = std::thread::Builder::new()
+            .name(format!("udp-{number}"))
+            .spawn(move || Lane { number, shared, misses, orders: for_thread, batch: Batch::new() }.run())?;
+        Ok(Self { orders, thread })
+    }
+
+    /// From now on serves these sockets.
+    pub(super) fn serve(&self, sockets: Vec<Arc<Listener>>) {
+        self.orders.sockets.store(Arc::new(sockets));
+        self.wake();
+    }
+
+    /// Answers what has arrived, and ends the thread. Waits for that.
+    pub(super) fn stop(self) {
+        self.orders.stop.store(true, Relaxed);
+        self.wake();
+        if self.thread.join().is_err() {
+            tracing::error!("a thread of the fast side had ended by a panic");
+        }
+    }
+
+    fn wake(&self) {
+        // Only a counter that is full can refuse, and then the thread is awake.
+        drop(rustix::io::write(&self.orders.wake, &1_u64.to_ne_bytes()));
+    }
+}
+
+/// What one thread works with.
+struct Lane {
+    number: usize,
+    shared: Arc<Shared>,
+    misses: Misses,
+    orders: Arc<Orders>,
+    batch: Batch,
+}
+
+impl Lane {
+    fn run(mut self) {
+        while !self.orders.stop.load(Relaxed) {
+            let sockets = self.orders.sockets.load_full();
+            self.serve_until_ordered(&sockets);
+        }
+    }
+
+    /// Serves these sockets until there are new orders. What has arrived by then is still answered.
+    fn serve_until_ordered(&mut self, sockets: &[Arc<Listener>]) {
+        let orders = Arc::clone(&self.orders);
+        let mut waited = vec![PollFd::new(&orders.wake, PollFlags::IN)];
+        waited.extend(sockets.iter().map(|listener| PollFd::new(&listener.socket, PollFlags::IN)));
+        let mut ordered = false;
+        while !ordered {
+            // Interrupted, or out of memory for a moment: the sockets are simply looked at again.
+            drop(poll(&mut waited, None));
+            ordered = waited.first().is_some_and(|wake| !wake.revents().is_empty());
+            for (listener, ready) in sockets.iter().zip(waited.iter().skip(1)) {
+                if ordered || !ready.revents().is_empty() {
+                    while self.serve_batch(listener) == BATCH {}
+                }
+            }
+        }
+        drop(rustix::io::read(&orders.wake, &mut [0; 8]));
+    }
+
+    /// Answers one batch of one socket, and returns how many packets it had.
+    fn serve_batch(&mut self, listener: &Arc<Listener>) -> usize {
+        let wildcard = listener.address.ip().is_unspecified();
+        let Ok(count) = self.batch.receive(listener.as_fd(), wildcard) else { return 0 };
+        let answered = catch_unwind(AssertUnwindSafe(|| self.answer_batch(listener, count)));
+        if answered.is_err() {
+            self.shared.drops.panics.add(1);
+            return 0;
+        }
+        count
+    }
+
+    fn answer_batch(&mut self, listener: &Arc<Listener>, count: usize) {
+        let received = Instant::now();
+        let tables = self.shared.tables.load();
+        let Some(zones) = tables.listeners.get(&listener.address) else { return };
+        let mut context = Context {
+            zones,
+            cache: &self.shared.resolver.cache,
+            now: self.shared.resolver.clock.now(),
+            protocol: Protocol::Udp,
+            v6: listener.address.is_ipv6(),
+        };
+        let mut replied: [Option<Replied<'_>>; BATCH] = [const { None }; BATCH];
+        for (index, replied) in replied.iter_mut().enumerate().take(count) {
+            let (buffer, length) = self.batch.packet(index);
+            match answer(&context, buffer, length) {
+                Outcome::Ignore => {}
+                Outcome::Reply(reply) => {
+                    self.batch.set_reply(index, reply.length);
+                    *replied = Some(reply);
+                }
+                Outcome::Miss(query, route) => {
+                    let packet = buffer.get(..length).unwrap_or_default().to_vec();
+                    let Some(client) = self.batch.peer(index) else { continue };
+                    context.v6 = is_v6(client);
+                    let route = Arc::clone(route);
+                    let miss = Miss { packet, query, route, client, protocol: Protocol::Udp, received };
+                    let local_end = self.batch.local_end(index);
+                    let reply_to = ReplyTo { listener: Arc::clone(listener), local_end };
+                    if self.misses.try_send((miss, reply_to)).is_err() {
+                        self.shared.drops.misses.add(1);
+                    }
+                }
+            }
+        }
+        let refused = self.batch.send(listener.as_fd(), count);
+        if refused > 0 {
+            self.shared.drops.replies.add(refused as u64);
+        }
+        count_replies(&self.shared, self.number, &mut self.batch, &replied, received);
+    }
+}
+
+/// Counts what a batch has answered, and logs it where the Corefile says so.
+fn count_replies(
+    shared: &Shared,
+    worker: usize,
+    batch: &mut Batch,
+    replied: &[Option<Replied<'_>>; BATCH],
+    received: Instant,
+) {
+    let duration = received.elapsed();
+    for (index, reply) in replied.iter().enumerate() {
+        let Some(reply) = reply else { continue };
+        let lane = reply.counters.worker(worker);
+        lane.observe(&reply.observation);
+        lane.observe_durations(duration, 1);
+        if let Some(kind) = reply.cached {
+            lane.cache_hit(kind);
+        }
+        if let Some((block, query)) = &reply.logged
+            && let Some(client) = batch.peer(index)
+        {
+            let (buffer, _) = batch.packet(index);
+            let line = LogLine::new(query, client, &reply.observation, buffer, received);
+            shared.resolver.query_log.write(&block.log, &line);
+        }
+    }
+}

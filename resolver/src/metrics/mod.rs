@@ -1,0 +1,12 @@
+//! What operators see: counters with CoreDNS's names and labels, and our own under `nodestub_`.
+//!
+//! - `counters`: what the hot path increments, one lane for each thread.
+//! - `text`: the page.
+//! - `page`: sums the lanes and writes the page when it is asked for.
+
+mod counters;
+mod page;
+mod text;
+
+pub use counters::{Counter, Durations, Lane, Observation, Protocol, RCODES, RouteCounters, Source, TYPES};
+pub use page::{Facts, render};

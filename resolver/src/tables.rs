@@ -1,0 +1,531 @@
+//! A Corefile, compiled: what a query is looked up in. Built beside the running one, then swapped whole.
+//!
+//! ```text
+//!   listening address ──► Zones ──longest zone──► Route ──► Block: cache, hosts, forward
+//! ```
+//!
+//! [`Workshop`] outlives the tables. What a new Corefile has in common with the old one (forwarders with their
+//! connections, host files, counters) is handed on, and a block whose meaning did not change keeps its number, so that
+//! its cached answers stay valid.
+
+use std::collections::{BTreeSet, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use nodestub_cache::{Bounds, Limits};
+use nodestub_corefile::config::{
+    BindTarget, Cache, Config, Forward, Hosts, HttpAddr, Reload, ServerBlock, Upstream,
+};
+use nodestub_corefile::nameservers;
+use nodestub_wire::{CLASS_IN, MAX_LABELS, Name, rtype};
+
+use crate::forward::Forwarder;
+use crate::local::hosts::HostsTable;
+use crate::metrics::RouteCounters;
+
+/// Most upstreams of one `forward` (CoreDNS `maxUpstreams`).
+const MAX_UPSTREAMS: usize = 15;
+
+/// Everything that a Corefile says.
+#[derive(Debug, Default)]
+pub struct Tables {
+    /// By the address that a socket is bound to.
+    pub listeners: HashMap<SocketAddr, Arc<Zones>>,
+    /// All blocks, in the order of the file.
+    pub blocks: Vec<Arc<Block>>,
+    /// HTTP endpoints.
+    pub admin: HashMap<SocketAddr, Endpoints>,
+    /// `reload` of the first block that has it.
+    pub reload: Option<Reload>,
+    /// The longest `lameduck`.
+    pub lameduck: Duration,
+}
+
+/// What is served on one HTTP address.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Endpoints {
+    /// `/health`
+    pub health: bool,
+    /// `/ready`
+    pub ready: bool,
+    /// `/metrics`
+    pub metrics: bool,
+}
+
+/// The zones of one listening address.
+#[derive(Debug)]
+pub struct Zones {
+    by_name: HashMap<Box<[u8]>, Arc<Route>>,
+    /// Bit `n`: there is a zone of `n` labels.
+    label_counts: u128,
+    /// Counters for queries of no zone.
+    pub dropped: Arc<RouteCounters>,
+}
+
+/// A zone on a listening address.
+#[derive(Debug)]
+pub struct Route {
+    /// The zone.
+    pub zone: Name,
+    /// Its counters.
+    pub counters: Arc<RouteCounters>,
+    /// The block that answers.
+    pub block: Arc<Block>,
+}
+
+/// A server block at work.
+#[derive(Debug)]
+pub struct Block {
+    /// A number that only blocks of the same meaning share; part of the cache's key.
+    pub id: u64,
+    /// `cache`.
+    pub cache: Option<CachePolicy>,
+    /// `hosts`.
+    pub hosts: Option<Arc<HostsTable>>,
+    /// `forward`.
+    pub forwarders: Vec<Arc<Forwarder>>,
+    /// `loop`.
+    pub detect_loop: bool,
+    /// `errors`.
+    pub errors: bool,
+    /// `log`: the names whose queries are logged; empty: none.
+    pub log: Vec<Name>,
+    /// The zones of the block.
+    pub zones: Vec<Name>,
+}
+
+/// `cache` of one block.
+#[derive(Debug)]
+pub struct CachePolicy {
+    /// Lifetimes.
+    pub limits: Limits,
+    /// Most entries: with data, and denials.
+    pub capacities: [usize; 2],
+    /// `keepttl`.
+    pub keep_ttl: bool,
+    zones: Vec<Name>,
+    disable_success: Vec<Name>,
+    disable_denial: Vec<Name>,
+}
+
+/// Why a Corefile that reads well cannot be served.
+#[derive(Debug)]
+pub enum CompileError {
+    /// `bind` names a device that does not exist or has no address.
+    Device(String),
+    /// The machine's addresses cannot be listed.
+    Addresses(std::io::Error),
+    /// A file with upstreams cannot be read.
+    ResolvConf(PathBuf, std::io::Error),
+    /// A `forward` has no upstream once its files are read.
+    NoUpstream(Name),
+    /// A `forward` has too many.
+    TooManyUpstreams(Name, usize),
+    /// Two blocks serve the same zone on the same address.
+    Conflict(Name, SocketAddr),
+}
+
+/// What is handed on from one Corefile to the next.
+#[derive(Debug)]
+pub struct Workshop {
+    workers: usize,
+    counters: HashMap<(String, String), Arc<RouteCounters>>,
+    forwarders: Vec<(Forward, Vec<SocketAddr>, Weak<Forwarder>)>,
+    hosts: Vec<(Hosts, Weak<HostsTable>)>,
+}
+
+impl Workshop {
+    /// For so many worker threads on the fast side.
+    pub fn new(workers: usize) -> Self {
+        Self { workers, counters: HashMap::new(), forwarders: Vec::new(), hosts: Vec::new() }
+    }
+
+    /// Compiles a Corefile. Nothing is bound and nothing running is touched.
+    ///
+    /// # Errors
+    /// What the file refers to is not there.
+    pub fn compile(&mut self, config: &Config) -> Result<Tables, CompileError> {
+        let mut routes: HashMap<SocketAddr, HashMap<Box<[u8]>, Arc<Route>>> = HashMap::new();
+        let mut tables = Tables {
+            listeners: HashMap::new(),
+            blocks: Vec::new(),
+            admin: HashMap::new(),
+            reload: config.blocks.iter().find_map(|block| block.reload.clone()),
+            lameduck: Duration::ZERO,
+        };
+        for server_block in &config.blocks {
+            let block = Arc::new(self.compile_block(server_block)?);
+            let addresses = listen_addresses(&server_block.bind, &server_block.bind_except)?;
+            for key in &server_block.zones {
+                for address in &addresses {
+                    let listener = SocketAddr::new(*address, key.port);
+                    let counters = self.counters(&server_label(listener), &key.zone.to_string());
+                    let route = Route { zone: key.zone.clone(), counters, block: Arc::clone(&block) };
+                    let zones = routes.entry(listener).or_default();
+                    if zones.insert(key.zone.as_bytes().into(), Arc::new(route)).is_some() {
+                        return Err(CompileError::Conflict(key.zone.clone(), listener));
+                    }
+                }
+            }
+            tables.add_admin(server_block);
+            tables.blocks.push(block);
+        }
+        for (listener, by_name) in routes {
+            let dropped = self.counters(&server_label(listener), "dropped");
+            tables.listeners.insert(listener, Arc::new(Zones::new(by_name, dropped)));
+        }
+        Ok(tables)
+    }
+
+    /// All counters that there ever were.
+    pub fn all_counters(&self) -> Vec<Arc<RouteCounters>> {
+        self.counters.values().cloned().collect()
+    }
+
+    fn compile_block(&mut self, block: &ServerBlock) -> Result<Block, CompileError> {
+        let mut upstreams = Vec::new();
+        for forward in &block.forward {
+            upstreams.push(read_upstreams(forward)?);
+        }
+        let mut meaning = DefaultHasher::new();
+        (
+            &block.zones,
+            &block.bind,
+            &block.bind_except,
+            &block.cache,
+            &block.hosts,
+            &block.forward,
+            &upstreams,
+        )
+            .hash(&mut meaning);
+        let forwarders = block.forward.iter().zip(&upstreams).map(|(config, to)| self.forwarder(config, to));
+        Ok(Block {
+            id: meaning.finish(),
+            forwarders: forwarders.collect(),
+            cache: block.cache.as_ref().map(CachePolicy::new),
+            hosts: block.hosts.as_ref().map(|config| self.hosts(config)),
+            detect_loop: block.detect_loop,
+            errors: block.errors,
+            log: block.log.as_ref().map(|log| log.names.clone()).unwrap_or_default(),
+            zones: block.zones.iter().map(|key| key.zone.clone()).collect(),
+        })
+    }
+
+    fn counters(&mut self, server: &str, zone: &str) -> Arc<RouteCounters> {
+        let key = (server.to_owned(), zone.to_owned());
+        let workers = self.workers;
+        let new = || RouteCounters::new(server.to_owned(), zone.to_owned(), workers);
+        Arc::clone(self.counters.entry(key).or_insert_with(new))
+    }
+
+    fn forwarder(&mut self, config: &Forward, to: &[SocketAddr]) -> Arc<Forwarder> {
+        self.forwarders.retain(|(_, _, forwarder)| forwarder.strong_count() > 0);
+        let known = self.forwarders.iter().find(|(other, addresses, _)| other == config && addresses == to);
+        if let Some(forwarder) = known.and_then(|(_, _, forwarder)| forwarder.upgrade()) {
+            return forwarder;
+        }
+        let forwarder = Arc::new(Forwarder::new(config, to));
+        self.forwarders.push((config.clone(), to.to_vec(), Arc::downgrade(&forwarder)));
+        forwarder
+    }
+
+    fn hosts(&mut self, config: &Hosts) -> Arc<HostsTable> {
+        self.hosts.retain(|(_, table)| table.strong_count() > 0);
+        let known = self.hosts.iter().find(|(other, _)| other == config);
+        if let Some(table) = known.and_then(|(_, table)| table.upgrade()) {
+            return table;
+        }
+        let table = Arc::new(HostsTable::new(config));
+        if let Some(interval) = table.interval() {
+            keep_fresh(&table, interval);
+        }
+        self.hosts.push((config.clone(), Arc::downgrade(&table)));
+        table
+    }
+}
+
+impl Tables {
+    fn add_admin(&mut self, block: &ServerBlock) {
+        if let Some(health) = &block.health {
+            self.endpoints(&health.addr).health = true;
+            self.lameduck = self.lameduck.max(health.lameduck);
+        }
+        if let Some(ready) = &block.ready {
+            self.endpoints(ready).ready = true;
+        }
+        if let Some(prometheus) = &block.prometheus {
+            self.endpoints(prometheus).metrics = true;
+        }
+    }
+
+    fn endpoints(&mut self, address: &HttpAddr) -> &mut Endpoints {
+        self.admin.entry(http_address(address)).or_default()
+    }
+}
+
+impl Zones {
+    fn new(by_name: HashMap<Box<[u8]>, Arc<Route>>, dropped: Arc<RouteCounters>) -> Self {
+        let bit =
+            |route: &Arc<Route>| 1_u128.checked_shl(u32::try_from(route.zone.labels().count()).unwrap_or(0));
+        let label_counts = by_name.values().filter_map(bit).fold(0, |bits, bit| bits | bit);
+        Self { by_name, label_counts, dropped }
+    }
+
+    /// All routes.
+    pub fn routes(&self) -> impl Iterator<Item = &Arc<Route>> {
+        self.by_name.values()
+    }
+
+    /// The route of the longest zone that holds `name` (lower-cased wire form). A DS record belongs to the parent, so
+    /// for that type a shorter zone other than the root wins where there is one (as in CoreDNS).
+    pub fn find(&self, name: &[u8], qtype: u16, qclass: u16) -> Option<&Arc<Route>> {
+        if qclass != CLASS_IN {
+            return None;
+        }
+        let mut starts = [0_u8; MAX_LABELS + 1];
+        let mut labels = 0;
+        let mut at = 0;
+        while let Some(&length) = name.get(at).filter(|length| **length > 0) {
+            *starts.get_mut(labels)? = u8::try_from(at).ok()?;
+            labels += 1;
+            at += 1 + usize::from(length);
+        }
+        *starts.get_mut(labels)? = u8::try_from(at).ok()?;
+        let mut of_child = None;
+        for (skipped, start) in starts.iter().enumerate().take(labels + 1) {
+            let label_count = labels - skipped;
+            if self.label_counts >> label_count & 1 == 0 {
+                continue;
+            }
+            if label_count == 0 && of_child.is_some() {
+                break;
+            }
+            if let Some(route) = self.by_name.get(name.get(usize::from(*start)..)?) {
+                if qtype != rtype::DS {
+                    return Some(route);
+                }
+                of_child = Some(route);
+            }
+        }
+        of_child
+    }
+}
+
+impl CachePolicy {
+    fn new(cache: &Cache) -> Self {
+        let bounds =
+            |class: &nodestub_corefile::config::CacheClass| Bounds { min: class.min_ttl, max: class.max_ttl };
+        Self {
+            limits: Limits {
+                success: bounds(&cache.success),
+                denial: bounds(&cache.denial),
+                failure_ttl: u32::try_from(cache.servfail.as_secs()).unwrap_or(u32::MAX),
+            },
+            capacities: [cache.success.capacity, cache.denial.capacity],
+            keep_ttl: cache.keep_ttl,
+            zones: cache.zones.clone(),
+            disable_success: cache.disable_success.clone(),
+            disable_denial: cache.disable_denial.clone(),
+        }
+    }
+
+    /// Whether names like this one are kept at all.
+    pub fn covers(&self, name: &Name) -> bool {
+        self.zones.is_empty() || self.zones.iter().any(|zone| name.is_within(zone))
+    }
+
+    /// Whether an answer of this kind to this name is kept.
+    pub fn keeps(&self, name: &Name, kind: nodestub_cache::Kind) -> bool {
+        let disabled = match kind {
+            nodestub_cache::Kind::Success => &self.disable_success,
+            nodestub_cache::Kind::Denial => &self.disable_denial,
+        };
+        self.covers(name) && !disabled.iter().any(|zone| name.is_within(zone))
+    }
+}
+
+/// CoreDNS's `server` label: `dns://169.254.20.10:53`; a wildcard address is left out.
+fn server_label(listener: SocketAddr) -> String {
+    match listener.ip() {
+        ip if ip.is_unspecified() => format!("dns://:{}", listener.port()),
+        IpAddr::V6(ip) => format!("dns://[{ip}]:{}", listener.port()),
+        IpAddr::V4(ip) => format!("dns://{ip}:{}", listener.port()),
+    }
+}
+
+fn http_address(address: &HttpAddr) -> SocketAddr {
+    // `[::]` takes IPv4 as well; where a machine has no IPv6, the admin server falls back to 0.0.0.0.
+    SocketAddr::new(address.host.unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED)), address.port)
+}
+
+fn listen_addresses(bind: &[BindTarget], except: &[BindTarget]) -> Result<BTreeSet<IpAddr>, CompileError> {
+    if bind.is_empty() {
+        return Ok(wildcards());
+    }
+    let mut addresses = BTreeSet::new();
+    for target in bind {
+        addresses.extend(target_addresses(target)?);
+    }
+    for target in except {
+        for address in target_addresses(target)? {
+            addresses.remove(&address);
+        }
+    }
+    Ok(addresses)
+}
+
+fn target_addresses(target: &BindTarget) -> Result<BTreeSet<IpAddr>, CompileError> {
+    match target {
+        BindTarget::Addr(address) if address.is_unspecified() => Ok(wildcards()),
+        BindTarget::Addr(address) => Ok(BTreeSet::from([*address])),
+        BindTarget::Device(device) => {
+            let of_device = device_addresses(device).map_err(CompileError::Addresses)?;
+            if of_device.is_empty() { Err(CompileError::Device(device.clone())) } else { Ok(of_device) }
+        }
+    }
+}
+
+/// Both families, as far as the machine has them.
+fn wildcards() -> BTreeSet<IpAddr> {
+    let mut addresses = BTreeSet::from([IpAddr::V4(Ipv4Addr::UNSPECIFIED)]);
+    if std::net::UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).is_ok() {
+        addresses.insert(IpAddr::V6(Ipv6Addr::UNSPECIFIED));
+    }
+    addresses
+}
+
+fn device_addresses(device: &str) -> std::io::Result<BTreeSet<IpAddr>> {
+    let all = nix::ifaddrs::getifaddrs()?.filter(|entry| entry.interface_name == device);
+    let ip = |entry: nix::ifaddrs::InterfaceAddress| {
+        let address = entry.address?;
+        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+    };
+    Ok(all.filter_map(ip).collect())
+}
+
+fn read_upstreams(forward: &Forward) -> Result<Vec<SocketAddr>, CompileError> {
+    let mut addresses = Vec::new();
+    for upstream in &forward.to {
+        match upstream {
+            Upstream::Addr(address) => addresses.push(*address),
+            Upstream::ResolvConf(file) => {
+                let text = std::fs::read_to_string(file)
+                    .map_err(|cause| CompileError::ResolvConf(file.clone(), cause))?;
+                addresses.extend(nameservers(&text));
+            }
+        }
+    }
+    match addresses.len() {
+        0 => Err(CompileError::NoUpstream(forward.from.clone())),
+        1..=MAX_UPSTREAMS => Ok(addresses),
+        number => Err(CompileError::TooManyUpstreams(forward.from.clone(), number)),
+    }
+}
+
+/// Looks at the file of a hosts table every so often, for as long as the table is in use.
+fn keep_fresh(table: &Arc<HostsTable>, interval: Duration) {
+    let table = Arc::downgrade(table);
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(interval).await;
+            let Some(table) = table.upgrade() else { return };
+            // Reading may block; it is off the threads that answer.
+            if tokio::task::spawn_blocking(move || table.refresh()).await.is_err() {
+                return;
+            }
+        }
+    });
+}
+
+impl std::fmt::Display for CompileError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Device(device) => write!(
+                f,
+                "bind: there is no network device {device:?}, or it has no address; name another one or an address"
+            ),
+            Self::Addresses(cause) => write!(f, "bind: cannot list the machine's addresses: {cause}"),
+            Self::ResolvConf(file, cause) => write!(f, "forward: cannot read {}: {cause}", file.display()),
+            Self::NoUpstream(from) => {
+                write!(f, "forward {from}: no nameserver is left once its files are read; name one")
+            }
+            Self::TooManyUpstreams(from, number) => {
+                write!(f, "forward {from}: {number} upstreams; at most {MAX_UPSTREAMS} are allowed")
+            }
+            Self::Conflict(zone, listener) => {
+                write!(f, "zone {zone} is served on {listener} by two server blocks; keep one")
+            }
+        }
+    }
+}
+
+impl std::error::Error for CompileError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Addresses(cause) | Self::ResolvConf(_, cause) => Some(cause),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        text.parse().unwrap()
+    }
+
+    fn zones(names: &[&str]) -> Zones {
+        let counters = RouteCounters::new("dns://:53".into(), "x".into(), 0);
+        let routes = names.iter().map(|zone| {
+            let block = Block {
+                id: 0,
+                cache: None,
+                hosts: None,
+                forwarders: Vec::new(),
+                detect_loop: false,
+                errors: false,
+                log: Vec::new(),
+                zones: Vec::new(),
+            };
+            let route = Route { zone: name(zone), counters: Arc::clone(&counters), block: Arc::new(block) };
+            (name(zone).as_bytes().into(), Arc::new(route))
+        });
+        Zones::new(routes.collect(), Arc::clone(&counters))
+    }
+
+    fn found(zones: &Zones, query: &str, qtype: u16) -> Option<String> {
+        zones.find(name(query).as_bytes(), qtype, 1).map(|route| route.zone.to_string())
+    }
+
+    #[test]
+    fn the_longest_zone_answers() {
+        let zones = zones(&[".", "cluster.local", "10.in-addr.arpa"]);
+        assert_eq!(found(&zones, "a.svc.cluster.local", 1).unwrap(), "cluster.local.");
+        assert_eq!(found(&zones, "cluster.local", 1).unwrap(), "cluster.local.");
+        assert_eq!(found(&zones, "xcluster.local", 1).unwrap(), ".");
+        assert_eq!(found(&zones, ".", 1).unwrap(), ".");
+        assert_eq!(found(&zones, "1.2.3.10.in-addr.arpa", 12).unwrap(), "10.in-addr.arpa.");
+    }
+
+    #[test]
+    fn a_ds_record_is_asked_of_the_parent() {
+        let zones = zones(&["local", "cluster.local"]);
+        assert_eq!(found(&zones, "cluster.local", 43).unwrap(), "local.");
+        assert_eq!(found(&zones, "local", 43).unwrap(), "local.");
+        let zones = self::zones(&[".", "cluster.local"]);
+        assert_eq!(found(&zones, "cluster.local", 43).unwrap(), "cluster.local.");
+    }
+
+    #[test]
+    fn a_name_of_no_zone_or_another_class_finds_nothing() {
+        let zones = zones(&["cluster.local"]);
+        assert_eq!(found(&zones, "example.com", 1), None);
+        assert!(zones.find(name("cluster.local").as_bytes(), 1, 3).is_none());
+    }
+}
