@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use nodestub_wire::{Flags, Header, Name, NameBuf, Query, Rcode};
 
-use crate::metrics::{Counter, Observation, Protocol, TYPES};
+use crate::metrics::{Counter, Observation, Protocol};
 
 /// Lines that may wait for the writer.
 const QUEUE: usize = 4096;
@@ -111,9 +111,8 @@ impl std::fmt::Display for LogLine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let [client, port] = [self.client.ip().to_canonical().to_string(), self.client.port().to_string()];
         let client = if client.contains(':') { format!("[{client}]") } else { client };
-        let qtype = TYPES.iter().find(|(number, _)| *number == self.qtype);
-        let qtype = qtype.map_or_else(|| format!("TYPE{}", self.qtype), |(_, text)| (*text).to_owned());
-        let (_, protocol) = Protocol::ALL[self.protocol as usize];
+        let qtype = hickory_proto::rr::RecordType::from(self.qtype);
+        let protocol = self.protocol.label();
         let bits = [
             (Flags::QR, "qr"),
             (Flags::AA, "aa"),

@@ -20,6 +20,10 @@ pub const BATCH: usize = 16;
 /// Bytes for one packet on the fast side. A longer query is no query; a longer reply goes by the slow side.
 pub const BUFFER: usize = 4096;
 
+/// [`BATCH`], as the system calls take it.
+const VECTOR: libc::c_uint = 16;
+const _: () = assert!(VECTOR as usize == BATCH);
+
 /// Room for one IP_PKTINFO or IPV6_PKTINFO control message: header 16, `in6_pktinfo` 20, alignment.
 const CONTROL: usize = 64;
 
@@ -56,6 +60,7 @@ const _: () = assert!(align_of::<ControlBuffer>() >= align_of::<libc::cmsghdr>()
 
 impl Batch {
     /// Empty buffers.
+    #[expect(clippy::new_without_default, reason = "70 KiB should be asked for by name")]
     pub fn new() -> Self {
         // SAFETY: sockaddr_storage is plain old data, for which all zeros is a value (family AF_UNSPEC).
         let no_peer: libc::sockaddr_storage = unsafe { mem::zeroed() };
@@ -103,7 +108,7 @@ impl Batch {
             libc::recvmmsg(
                 socket.as_raw_fd(),
                 messages.as_mut_ptr().cast(),
-                BATCH as _,
+                VECTOR,
                 libc::MSG_DONTWAIT as _,
                 std::ptr::null_mut(),
             )
@@ -222,7 +227,7 @@ impl Batch {
                 libc::sendmmsg(
                     socket.as_raw_fd(),
                     messages.as_mut_ptr().add(sent).cast(),
-                    (filled - sent) as _,
+                    libc::c_uint::try_from(filled - sent).unwrap_or(0),
                     0,
                 )
             };

@@ -24,7 +24,7 @@ use nodestub_wire::{CLASS_IN, MAX_LABELS, Name, rtype};
 
 use crate::forward::Forwarder;
 use crate::local::hosts::HostsTable;
-use crate::metrics::RouteCounters;
+use crate::metrics::{DROPPED, RouteCounters};
 
 /// Most upstreams of one `forward` (CoreDNS `maxUpstreams`).
 const MAX_UPSTREAMS: usize = 15;
@@ -174,7 +174,7 @@ impl Workshop {
             tables.blocks.push(block);
         }
         for (listener, by_name) in routes {
-            let dropped = self.counters(&server_label(listener), "dropped");
+            let dropped = self.counters(&server_label(listener), DROPPED);
             tables.listeners.insert(listener, Arc::new(Zones::new(by_name, dropped)));
         }
         Ok(tables)

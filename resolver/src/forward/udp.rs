@@ -1,9 +1,10 @@
 //! Questions by UDP: a rotating pool of connected sockets.
 //!
 //! A fresh socket for every question costs some 10 µs, and a socket for ever is a port that an attacker can learn
-//! (SAD DNS). So a socket is used for one question at a time, for [`USES`] questions or [`MAX_AGE`] at most, and the
-//! next one is drawn at random from those that are idle. Its port is the kernel's random choice; ids come from a
-//! CSPRNG. A socket on which a question was not answered is not used again: what arrives late there is nobody's.
+//! (SAD DNS). So there are [`SLOTS`] places; each question draws one at random and uses its socket, or opens one where
+//! the place is empty. A socket serves one question at a time, and [`USES`] questions or [`MAX_AGE`] at most. Its port is
+//! the kernel's random choice; ids come from a CSPRNG. A socket on which a question was not answered is not used
+//! again: what arrives late there is nobody's.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -24,8 +25,8 @@ const USES: u32 = 32;
 /// Age after which an idle socket is not used again.
 const MAX_AGE: Duration = Duration::from_secs(10);
 
-/// Most idle sockets; more are closed.
-const MAX_IDLE: usize = 256;
+/// Places of the pool; most idle sockets.
+const SLOTS: usize = 256;
 
 /// Room for a response, in bytes. We offer 1232; what is longer than this was not meant for us, and comes cut, so
 /// that it is malformed.
@@ -34,7 +35,8 @@ const RECEIVE_BUFFER: usize = 4096;
 #[derive(Debug)]
 pub(super) struct UdpPool {
     address: SocketAddr,
-    idle: Mutex<Vec<PooledSocket>>,
+    /// Grows to [`SLOTS`] places with the first question.
+    slots: Mutex<Vec<Option<PooledSocket>>>,
     pub(super) ignored: Counter,
     pub(super) reused: Counter,
     pub(super) opened: Counter,
@@ -43,6 +45,7 @@ pub(super) struct UdpPool {
 #[derive(Debug)]
 struct PooledSocket {
     socket: UdpSocket,
+    slot: usize,
     opened: Instant,
     uses: u32,
 }
@@ -51,7 +54,7 @@ impl UdpPool {
     pub(super) fn new(address: SocketAddr) -> Self {
         Self {
             address,
-            idle: Mutex::default(),
+            slots: Mutex::default(),
             ignored: Counter::default(),
             reused: Counter::default(),
             opened: Counter::default(),
@@ -80,7 +83,8 @@ impl UdpPool {
     }
 
     async fn take(&self) -> io::Result<PooledSocket> {
-        if let Some(pooled) = self.take_idle() {
+        let slot = rand::rng().random_range(0..SLOTS);
+        if let Some(pooled) = self.take_idle(slot) {
             self.reused.add(1);
             return Ok(pooled);
         }
@@ -91,23 +95,24 @@ impl UdpPool {
         };
         let socket = UdpSocket::bind(any).await?;
         socket.connect(self.address).await?;
-        Ok(PooledSocket { socket, opened: Instant::now(), uses: 0 })
+        Ok(PooledSocket { socket, slot, opened: Instant::now(), uses: 0 })
     }
 
-    fn take_idle(&self) -> Option<PooledSocket> {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|pooled| pooled.opened.elapsed() < MAX_AGE);
-        if idle.is_empty() {
-            return None;
+    fn take_idle(&self, slot: usize) -> Option<PooledSocket> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        if slots.is_empty() {
+            slots.resize_with(SLOTS, || None);
         }
-        let index = rand::rng().random_range(0..idle.len());
-        Some(idle.swap_remove(index))
+        slots.get_mut(slot)?.take().filter(|pooled| pooled.opened.elapsed() < MAX_AGE)
     }
 
+    /// A socket that has served its time is closed, and so is the one that another left in its place meanwhile.
     fn put_back(&self, pooled: PooledSocket) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if pooled.uses < USES && idle.len() < MAX_IDLE {
-            idle.push(pooled);
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        if pooled.uses < USES
+            && let Some(place) = slots.get_mut(pooled.slot)
+        {
+            *place = Some(pooled);
         }
     }
 }

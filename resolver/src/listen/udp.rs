@@ -103,8 +103,9 @@ impl Worker {
     }
 
     fn wake(&self) {
-        // Only a counter that is full can refuse, and then the thread is awake.
-        drop(rustix::io::write(&self.orders.wake, &1_u64.to_ne_bytes()));
+        if rustix::io::write(&self.orders.wake, &1_u64.to_ne_bytes()).is_err() {
+            // Only a counter that is full refuses, and then the thread is awake already.
+        }
     }
 }
 
@@ -132,8 +133,10 @@ impl Lane {
         waited.extend(sockets.iter().map(|listener| PollFd::new(&listener.socket, PollFlags::IN)));
         let mut ordered = false;
         while !ordered {
-            // Interrupted, or out of memory for a moment: the sockets are simply looked at again.
-            drop(poll(&mut waited, None));
+            if poll(&mut waited, None).is_err() {
+                // Interrupted, or the kernel is short of memory for a moment: asked again.
+                continue;
+            }
             ordered = waited.first().is_some_and(|wake| !wake.revents().is_empty());
             for (listener, ready) in sockets.iter().zip(waited.iter().skip(1)) {
                 if ordered || !ready.revents().is_empty() {
@@ -141,7 +144,9 @@ impl Lane {
                 }
             }
         }
-        drop(rustix::io::read(&orders.wake, &mut [0; 8]));
+        if rustix::io::read(&orders.wake, &mut [0; 8]).is_err() {
+            // Nothing to read: somebody woke us for a socket set that we are about to load anyway.
+        }
     }
 
     /// Answers one batch of one socket, and returns how many packets it had.

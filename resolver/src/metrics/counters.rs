@@ -12,7 +12,7 @@ use nodestub_cache::Kind;
 use nodestub_wire::Rcode;
 
 /// Upper bounds of durations in seconds: CoreDNS's `TimeBuckets`, 0.25 ms doubled fifteen times.
-pub const DURATION_BOUNDS: [f64; 16] = {
+pub(super) const DURATION_BOUNDS: [f64; 16] = {
     let mut bounds = [0.00025; 16];
     let mut index = 1;
     while index < bounds.len() {
@@ -26,12 +26,15 @@ pub const DURATION_BOUNDS: [f64; 16] = {
 };
 
 /// Upper bounds of sizes in bytes: CoreDNS's.
-pub const SIZE_BOUNDS: [f64; 14] =
+pub(super) const SIZE_BOUNDS: [f64; 14] =
     [0., 100., 200., 300., 400., 511., 1023., 2047., 4095., 8291., 16e3, 32e3, 48e3, 64e3];
+
+/// CoreDNS's `zone` label for queries of no zone.
+pub const DROPPED: &str = "dropped";
 
 /// Query types that have a label of their own (CoreDNS `vars/monitor.go`), in the order of their counters; any other
 /// is `other`.
-pub const TYPES: [(u16, &str); 19] = [
+pub(super) const TYPES: [(u16, &str); 19] = [
     (1, "A"),
     (28, "AAAA"),
     (5, "CNAME"),
@@ -86,7 +89,15 @@ pub enum Protocol {
 
 impl Protocol {
     /// Both, in the order of their counters.
-    pub const ALL: [(Self, &'static str); 2] = [(Self::Udp, "udp"), (Self::Tcp, "tcp")];
+    pub const ALL: [Self; 2] = [Self::Udp, Self::Tcp];
+
+    /// CoreDNS's `proto` label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Udp => "udp",
+            Self::Tcp => "tcp",
+        }
+    }
 }
 
 /// One answered query.
@@ -149,7 +160,7 @@ impl<const PLACES: usize> Default for Histogram<PLACES> {
 /// Durations; the sum is in nanoseconds.
 pub type Durations = Histogram<17>;
 /// Sizes; the sum is in bytes.
-pub type Sizes = Histogram<15>;
+pub(super) type Sizes = Histogram<15>;
 
 impl<const PLACES: usize> Histogram<PLACES> {
     fn record(&self, place: usize, number: u64, sum: u64, writers: Writers) {
@@ -284,7 +295,7 @@ impl Lane {
 pub struct RouteCounters {
     /// CoreDNS's `server` label: `dns://169.254.20.10:53`.
     pub server: String,
-    /// CoreDNS's `zone` label: `cluster.local.`, or `dropped`.
+    /// CoreDNS's `zone` label: `cluster.local.`, or [`DROPPED`].
     pub zone: String,
     workers: Box<[Lane]>,
     slow: Lane,

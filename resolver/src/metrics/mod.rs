@@ -8,5 +8,5 @@ mod counters;
 mod page;
 mod text;
 
-pub use counters::{Counter, Durations, Lane, Observation, Protocol, RCODES, RouteCounters, Source, TYPES};
+pub use counters::{Counter, DROPPED, Durations, Lane, Observation, Protocol, RCODES, RouteCounters, Source};
 pub use page::{Facts, render};

@@ -8,7 +8,9 @@ use std::time::UNIX_EPOCH;
 use nodestub_cache::Kind;
 use nodestub_wire::Rcode;
 
-use super::counters::{DURATION_BOUNDS, Lane, Protocol, RCODES, RouteCounters, SIZE_BOUNDS, Source, TYPES};
+use super::counters::{
+    DROPPED, DURATION_BOUNDS, Lane, Protocol, RCODES, RouteCounters, SIZE_BOUNDS, Source, TYPES,
+};
 use super::text::{Label, Page};
 use crate::listen::Shared;
 use crate::tables::Tables;
@@ -36,6 +38,7 @@ pub fn render(shared: &Shared, facts: &Facts) -> String {
     requests(&mut page, &routes);
     sizes_and_durations(&mut page, &routes);
     responses(&mut page, &routes);
+    routes.retain(|route| route.zone != DROPPED);
     cache(&mut page, shared, &tables, &routes);
     forward(&mut page, &tables);
     hosts(&mut page, &tables);
@@ -62,17 +65,18 @@ fn requests(page: &mut Page, routes: &[&RouteCounters]) {
     let name = "coredns_dns_requests_total";
     page.family(name, "counter", "Counter of DNS requests made per zone, protocol and family.");
     for route in routes {
-        for (protocol, (_, protocol_label)) in Protocol::ALL.iter().enumerate() {
+        for protocol in Protocol::ALL {
+            let protocol_label = protocol.label();
             for (family, family_label) in ["1", "2"].iter().enumerate() {
                 for place in 0..=TYPES.len() {
                     let count = route.sum(|lane| {
-                        let by_family = lane.requests.get(protocol).and_then(|by| by.get(family));
+                        let by_family = lane.requests.get(protocol as usize).and_then(|by| by.get(family));
                         by_family.and_then(|by_type| by_type.get(place)).map_or(0, super::Counter::get)
                     });
                     if count > 0 {
                         let type_label = TYPES.get(place).map_or("other", |(_, label)| *label);
                         let more: [Label<'_>; 3] =
-                            [("proto", protocol_label), ("family", family_label), ("type", &type_label)];
+                            [("proto", &protocol_label), ("family", family_label), ("type", &type_label)];
                         page.sample(name, &labels(route, &more), count);
                     }
                 }
@@ -115,13 +119,13 @@ fn sizes(
 ) {
     page.family(name, "histogram", help);
     for route in routes {
-        for (protocol, (_, label)) in Protocol::ALL.iter().enumerate() {
+        for protocol in Protocol::ALL {
             let mut counts = [0; SIZE_BOUNDS.len() + 1];
-            let bytes: u64 = route.lanes().map(|lane| add(lane, protocol, &mut counts)).sum();
+            let bytes: u64 = route.lanes().map(|lane| add(lane, protocol as usize, &mut counts)).sum();
             if counts.iter().any(|count| *count > 0) {
                 page.histogram(
                     name,
-                    &labels(route, &[("proto", label)]),
+                    &labels(route, &[("proto", &protocol.label())]),
                     &SIZE_BOUNDS,
                     &counts,
                     float(bytes),
@@ -276,10 +280,15 @@ fn forward(page: &mut Page, tables: &Tables) {
     ] {
         page.family(name, "counter", help);
         for (to, same) in &upstreams {
-            for (protocol, (_, label)) in Protocol::ALL.iter().enumerate() {
-                let count = same.iter().filter_map(|upstream| upstream.connections().get(protocol).copied());
+            for protocol in Protocol::ALL {
+                let count =
+                    same.iter().filter_map(|upstream| upstream.connections().get(protocol as usize).copied());
                 let count: u64 = count.map(|(hits, misses)| if place == 0 { hits } else { misses }).sum();
-                page.sample(name, &[("proxy_name", &"forward"), ("to", to), ("proto", label)], count);
+                page.sample(
+                    name,
+                    &[("proxy_name", &"forward"), ("to", to), ("proto", &protocol.label())],
+                    count,
+                );
             }
         }
     }

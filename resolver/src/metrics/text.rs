@@ -5,22 +5,22 @@ use std::fmt::{Display, Write};
 
 /// A page of metrics that is being written.
 #[derive(Debug, Default)]
-pub struct Page {
+pub(super) struct Page {
     text: String,
 }
 
 /// A label and its value.
-pub type Label<'a> = (&'a str, &'a dyn Display);
+pub(super) type Label<'a> = (&'a str, &'a dyn Display);
 
 impl Page {
     /// Starts a family: all samples of one name follow it.
-    pub fn family(&mut self, name: &str, kind: &str, help: &str) {
+    pub(super) fn family(&mut self, name: &str, kind: &str, help: &str) {
         self.line(format_args!("# HELP {name} {help}"));
         self.line(format_args!("# TYPE {name} {kind}"));
     }
 
     /// One sample.
-    pub fn sample(&mut self, name: &str, labels: &[Label<'_>], value: impl Display) {
+    pub(super) fn sample(&mut self, name: &str, labels: &[Label<'_>], value: impl Display) {
         self.text.push_str(name);
         if !labels.is_empty() {
             self.text.push('{');
@@ -35,13 +35,20 @@ impl Page {
     }
 
     /// A counter or gauge without labels, with its family.
-    pub fn single(&mut self, name: &str, kind: &str, help: &str, value: impl Display) {
+    pub(super) fn single(&mut self, name: &str, kind: &str, help: &str, value: impl Display) {
         self.family(name, kind, help);
         self.sample(name, &[], value);
     }
 
     /// The buckets, sum and count of one histogram. `bounds` are the upper bounds; `counts` has one place more.
-    pub fn histogram(&mut self, name: &str, labels: &[Label<'_>], bounds: &[f64], counts: &[u64], sum: f64) {
+    pub(super) fn histogram(
+        &mut self,
+        name: &str,
+        labels: &[Label<'_>],
+        bounds: &[f64],
+        counts: &[u64],
+        sum: f64,
+    ) {
         let bucket = format!("{name}_bucket");
         let mut total = 0;
         for (index, count) in counts.iter().enumerate() {
@@ -56,7 +63,7 @@ impl Page {
     }
 
     /// The finished page.
-    pub fn into_text(self) -> String {
+    pub(super) fn into_text(self) -> String {
         self.text
     }
 
