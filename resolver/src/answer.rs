@@ -18,7 +18,6 @@ use crate::tables::{Block, Route, Zones};
 
 /// What becomes of a packet.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "boxing the query would allocate on the fast side")]
 pub enum Outcome<'a> {
     /// Nothing is said.
     Ignore,
