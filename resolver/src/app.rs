@@ -19,7 +19,7 @@ use std::time::Duration;
 use nodestub_cache::Cache;
 use nodestub_corefile::config::Config;
 use nodestub_corefile::{Options, Report};
-use nodestub_dataplane::{Applied, Desired};
+use nodestub_dataplane::{Applied, Desired, Parts};
 use rand::Rng;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -94,10 +94,8 @@ pub async fn serve(arguments: &Serve) -> Result<(), StartError> {
         }
         Err(error) => Err(error),
     };
-    if let Some(applied) = node
-        && let Err(error) = applied.remove().await
-    {
-        tracing::error!(%error, "cannot remove the local address and its rules");
+    if let Some(applied) = node {
+        remove_from_node(applied).await;
     }
     ended
 }
@@ -293,19 +291,30 @@ fn read(arguments: &Serve) -> Result<Config, Box<Report>> {
     Ok(loaded.config)
 }
 
-/// Puts up the local address and the rules, where `-localip` asks for them.
+/// Puts up the local address and the rules, where `-localip` asks for them, and reads them back.
 async fn set_up_node(arguments: &Serve) -> Result<Option<Applied>, StartError> {
-    let addresses = arguments.placeholders.local_addresses();
-    if addresses.is_empty() || !(arguments.setup_interface || arguments.setup_rules) {
+    let placeholders = &arguments.placeholders;
+    let addresses = placeholders.local_addresses();
+    let parts = Parts { rules: arguments.setup_rules, addresses: arguments.setup_interface };
+    if addresses.is_empty() || !(parts.rules || parts.addresses) {
         return Ok(None);
     }
-    let placeholders = &arguments.placeholders;
     let health_port = Some(arguments.health_port);
     let desired = Desired::new(&addresses, &arguments.interface_name, placeholders.port, health_port)
         .map_err(StartError::Wish)?;
-    let applied = nodestub_dataplane::apply(&desired).await.map_err(StartError::Node)?;
-    tracing::info!(device = applied.device(), "the local address and the rules are in place");
+    let applied = nodestub_dataplane::apply(&desired, parts).await.map_err(StartError::Node)?;
+    if let Err(error) = applied.verify().await {
+        remove_from_node(applied).await;
+        return Err(StartError::Node(error));
+    }
+    tracing::info!(device = applied.device(), rules = applied.rule_count(), "the node is set up");
     Ok(Some(applied))
+}
+
+async fn remove_from_node(applied: Applied) {
+    if let Err(error) = applied.remove().await {
+        tracing::error!(%error, "cannot remove the local address and its rules");
+    }
 }
 
 fn allowed_cpus() -> Vec<usize> {

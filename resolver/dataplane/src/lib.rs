@@ -30,16 +30,37 @@ use std::fmt;
 
 pub use desired::{Desired, Rule, Ruleset};
 
+/// Which of the two things [`apply`] does: node-cache's `-setupiptables` and `-setupinterface`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parts {
+    /// The rules that keep DNS out of connection tracking.
+    pub rules: bool,
+    /// The device and its addresses; without, somebody else has put them up.
+    pub addresses: bool,
+}
+
+impl Parts {
+    /// Both.
+    pub const ALL: Self = Self { rules: true, addresses: true };
+}
+
 /// Brings the kernel to the desired state: rules, then address. On a failure nothing of this call is left.
 ///
 /// Applying twice is the same as applying once.
-pub async fn apply(desired: &Desired) -> Result<Applied, Error> {
-    let ruleset = desired.ruleset();
-    nftables::replace(&ruleset).await?;
+pub async fn apply(desired: &Desired, parts: Parts) -> Result<Applied, Error> {
+    let ruleset = parts.rules.then(|| desired.ruleset());
+    if let Some(ruleset) = &ruleset {
+        nftables::replace(ruleset).await?;
+    }
+    if !parts.addresses {
+        return Ok(Applied { ruleset, link: None });
+    }
     match link::apply(desired).await {
-        Ok(link) => Ok(Applied { ruleset, link }),
+        Ok(link) => Ok(Applied { ruleset, link: Some(link) }),
         Err(error) => {
-            if let Err(left) = nftables::delete().await {
+            if ruleset.is_some()
+                && let Err(left) = nftables::delete().await
+            {
                 tracing::warn!(error = %left, "the rules could not be taken back after a failure");
             }
             Err(error.into())
@@ -51,32 +72,47 @@ pub async fn apply(desired: &Desired) -> Result<Applied, Error> {
 #[derive(Debug)]
 #[must_use = "dropping this leaves the rules and the address in place"]
 pub struct Applied {
-    ruleset: Ruleset,
-    link: link::Link,
+    ruleset: Option<Ruleset>,
+    link: Option<link::Link>,
 }
 
 impl Applied {
     /// Reads the kernel's state back and compares. An error names the first thing that is missing or different.
     pub async fn verify(&self) -> Result<(), Error> {
-        nftables::verify(&self.ruleset).await?;
-        Ok(self.link.verify().await?)
+        if let Some(ruleset) = &self.ruleset {
+            nftables::verify(ruleset).await?;
+        }
+        if let Some(link) = &self.link {
+            link.verify().await?;
+        }
+        Ok(())
     }
 
     /// Takes away what was made, the address first. What is already gone is no error; both parts are tried.
     pub async fn remove(self) -> Result<(), Error> {
-        let link = self.link.remove().await;
-        nftables::delete().await?;
+        let link = match self.link {
+            Some(link) => link.remove().await,
+            None => Ok(()),
+        };
+        if self.ruleset.is_some() {
+            nftables::delete().await?;
+        }
         Ok(link?)
     }
 
-    /// The name of the device that carries the addresses.
-    pub fn device(&self) -> &str {
-        self.link.device()
+    /// The name of the device that carries the addresses; `None` where that is not our part.
+    pub fn device(&self) -> Option<&str> {
+        self.link.as_ref().map(link::Link::device)
     }
 
-    /// The rules in force.
-    pub fn ruleset(&self) -> &Ruleset {
-        &self.ruleset
+    /// The rules in force; `None` where they are not our part.
+    pub fn ruleset(&self) -> Option<&Ruleset> {
+        self.ruleset.as_ref()
+    }
+
+    /// How many rules are in force.
+    pub fn rule_count(&self) -> usize {
+        self.ruleset.as_ref().map_or(0, |ruleset| ruleset.rules().len())
     }
 }
 

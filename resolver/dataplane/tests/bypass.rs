@@ -6,7 +6,7 @@ mod common;
 
 use common::{Node, desired};
 use nodestub_dataplane::desired::{Hook, Protocol, Side};
-use nodestub_dataplane::{Rule, apply, nftables};
+use nodestub_dataplane::{Parts, Rule, apply, nftables};
 use nodestub_lab::Transport;
 use nodestub_lab::conntrack::{self, Tracked};
 use nodestub_lab::skip::can_make_namespaces;
@@ -17,7 +17,7 @@ fn tracks_every_kind_of_packet_without_rules_and_none_with_them() {
         return;
     }
     let node = Node::new();
-    let applied = node.net.block_on(async || apply(&desired()).await.unwrap()).unwrap();
+    let applied = node.net.block_on(async || apply(&desired(), Parts::ALL).await.unwrap()).unwrap();
     node.serve();
 
     node.net.block_on(async || nftables::delete().await.unwrap()).unwrap();
@@ -29,7 +29,7 @@ fn tracks_every_kind_of_packet_without_rules_and_none_with_them() {
         assert_eq!(found, expected, "{transport}: {tracked:#?}");
     }
 
-    node.net.block_on(async || nftables::replace(applied.ruleset()).await.unwrap()).unwrap();
+    node.net.block_on(async || nftables::replace(applied.ruleset().unwrap()).await.unwrap()).unwrap();
     node.forget();
     node.everybody_asks();
     assert_eq!(node.tracked(), []);
@@ -41,9 +41,9 @@ fn tracks_again_when_any_single_rule_is_left_out() {
         return;
     }
     let node = Node::new();
-    let applied = node.net.block_on(async || apply(&desired()).await.unwrap()).unwrap();
+    let applied = node.net.block_on(async || apply(&desired(), Parts::ALL).await.unwrap()).unwrap();
     node.serve();
-    let rules = applied.ruleset();
+    let rules = applied.ruleset().unwrap();
     // Two families of eight.
     assert_eq!(rules.rules().len(), 16);
     for (index, rule) in rules.rules().iter().enumerate() {
@@ -70,7 +70,7 @@ fn leaves_other_traffic_of_the_address_tracked() {
         return;
     }
     let node = Node::new();
-    let _applied = node.net.block_on(async || apply(&desired()).await.unwrap()).unwrap();
+    let _applied = node.net.block_on(async || apply(&desired(), Parts::ALL).await.unwrap()).unwrap();
     node.serve();
     // Another port of the same address, and port 53 of another address.
     let neighbours = node.serve_neighbours();

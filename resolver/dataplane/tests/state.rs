@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 use nodestub_dataplane::desired::DEFAULT_DEVICE;
-use nodestub_dataplane::{Applied, Desired, Error, apply, link, nftables};
+use nodestub_dataplane::{Applied, Desired, Error, Parts, apply, link, nftables};
 use nodestub_lab::Netns;
 use nodestub_lab::conntrack::{TRACKING_TABLE, force_tracking};
 use nodestub_lab::skip::can_make_namespaces;
@@ -24,7 +24,7 @@ fn desired() -> Desired {
 }
 
 fn applied(net: &Netns) -> Applied {
-    net.block_on(async || apply(&desired()).await.unwrap()).unwrap()
+    net.block_on(async || apply(&desired(), Parts::ALL).await.unwrap()).unwrap()
 }
 
 fn verify(net: &Netns, applied: &Applied) -> Result<(), Error> {
@@ -49,11 +49,11 @@ fn puts_whole_prefixes_on_the_device_and_verifies() {
     let net = Netns::new().unwrap();
     let applied = applied(&net);
     verify(&net, &applied).unwrap();
-    let addresses = net.addresses(applied.device()).unwrap();
+    let addresses = net.addresses(applied.device().unwrap()).unwrap();
     assert!(addresses.contains(&(ip(LOCAL[0]), 32)), "{addresses:?}");
     assert!(addresses.contains(&(ip(LOCAL[1]), 128)), "{addresses:?}");
     // A kernel without type dummy carries them on lo, and says so by the device's name.
-    assert!([DEFAULT_DEVICE, "lo"].contains(&applied.device()));
+    assert!([DEFAULT_DEVICE, "lo"].contains(&applied.device().unwrap()));
 }
 
 #[test]
@@ -64,11 +64,11 @@ fn makes_a_dummy_device_and_removes_it_unless_others_use_it() {
     }
     let net = Netns::new().unwrap();
     let first = applied(&net);
-    if first.device() == "lo" {
+    if first.device().unwrap() == "lo" {
         nodestub_lab::skip(NAME, "this kernel has no device type dummy");
         return;
     }
-    assert_eq!(first.device(), DEFAULT_DEVICE);
+    assert_eq!(first.device().unwrap(), DEFAULT_DEVICE);
     remove(&net, first).unwrap();
     assert!(!devices(&net).contains(&DEFAULT_DEVICE.to_owned()));
 
@@ -88,12 +88,12 @@ fn leaves_no_duplicates_when_applied_twice() {
     let second = applied(&net);
     // `verify` compares the whole table: a rule too many is an error.
     verify(&net, &second).unwrap();
-    let addresses = net.addresses(second.device()).unwrap();
+    let addresses = net.addresses(second.device().unwrap()).unwrap();
     for local in LOCAL.map(ip) {
         assert_eq!(addresses.iter().filter(|(address, _)| *address == local).count(), 1);
     }
     // What the second found was not its to remove; what the first made is.
-    let device = second.device().to_owned();
+    let device = second.device().unwrap().to_owned();
     remove(&net, second).unwrap();
     assert_eq!(carried(&net, &device), LOCAL.map(ip));
     remove(&net, first).unwrap();
@@ -107,7 +107,7 @@ fn leaves_nothing_when_removed_and_takes_what_is_already_gone() {
     let net = Netns::new().unwrap();
     let before = (net.addresses("lo").unwrap(), devices(&net));
     let first = applied(&net);
-    let second = net.block_on(async || apply(&desired()).await.unwrap()).unwrap();
+    let second = net.block_on(async || apply(&desired(), Parts::ALL).await.unwrap()).unwrap();
     remove(&net, first).unwrap();
     assert_eq!((net.addresses("lo").unwrap(), devices(&net)), before);
     // The table is gone as well: nothing of it can be verified, and deleting it again is no error.
@@ -124,7 +124,7 @@ fn leaves_tables_and_addresses_of_others_alone() {
     let net = Netns::new().unwrap();
     force_tracking(&net).unwrap();
     let applied = applied(&net);
-    let device = applied.device().to_owned();
+    let device = applied.device().unwrap().to_owned();
     let foreign = ip("192.0.2.77");
     net.add_address(&device, foreign, 32).unwrap();
     verify(&net, &applied).unwrap();
@@ -142,12 +142,12 @@ fn notices_a_rule_and_an_address_that_somebody_took_away() {
     }
     let net = Netns::new().unwrap();
     let applied = applied(&net);
-    let rest = applied.ruleset().without(3);
+    let rest = applied.ruleset().unwrap().without(3);
     net.block_on(async || nftables::replace(&rest).await.unwrap()).unwrap();
     let error = verify(&net, &applied).unwrap_err().to_string();
-    let missing = applied.ruleset().rules()[3].to_string();
+    let missing = applied.ruleset().unwrap().rules()[3].to_string();
     assert!(error.contains(&missing), "{missing} in {error}");
-    net.block_on(async || nftables::replace(applied.ruleset()).await.unwrap()).unwrap();
+    net.block_on(async || nftables::replace(applied.ruleset().unwrap()).await.unwrap()).unwrap();
     verify(&net, &applied).unwrap();
 
     let second = Desired::new(&[ip(LOCAL[0])], DEFAULT_DEVICE, NonZeroU16::new(53).unwrap(), None).unwrap();
@@ -169,7 +169,7 @@ fn refuses_an_address_that_another_device_carries_and_leaves_nothing() {
     let (net, peer) = (Netns::new().unwrap(), Netns::new().unwrap());
     net.join("nodelocaldns", &peer, "eth0").unwrap();
     net.add_address("nodelocaldns", ip(LOCAL[1]), 128).unwrap();
-    let error = net.block_on(async || apply(&desired()).await.unwrap_err()).unwrap();
+    let error = net.block_on(async || apply(&desired(), Parts::ALL).await.unwrap_err()).unwrap();
     let text = error.to_string();
     assert!(text.contains("fd00:20::a is already on device nodelocaldns"), "{text}");
     assert!(text.contains("another node cache"), "{text}");
@@ -185,7 +185,7 @@ fn refuses_a_device_of_another_type_under_its_name() {
     }
     let (net, peer) = (Netns::new().unwrap(), Netns::new().unwrap());
     net.join(DEFAULT_DEVICE, &peer, "eth0").unwrap();
-    let error = net.block_on(async || apply(&desired()).await.unwrap_err()).unwrap();
+    let error = net.block_on(async || apply(&desired(), Parts::ALL).await.unwrap_err()).unwrap();
     assert!(
         matches!(&error, Error::Link(link::Error::ForeignDevice(name)) if name == DEFAULT_DEVICE),
         "{error}"
@@ -207,7 +207,7 @@ fn says_that_net_admin_is_missing() {
                 .unwrap();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
-                let whole = apply(&desired()).await.unwrap_err();
+                let whole = apply(&desired(), Parts::ALL).await.unwrap_err();
                 let link = link::apply(&desired()).await.unwrap_err();
                 [whole, Error::Link(link)]
             })
