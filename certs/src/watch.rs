@@ -1,0 +1,217 @@
+//! Looks at the folder again and again, and swaps the pair that is served when a new good one lies there.
+//!
+//! [`Watcher::poll`] is one look, with the time as an argument; [`Watcher::spawn`] repeats it on a thread of its
+//! own (files are read blocking, and the executor is spared). Contents are compared, not times of change: a
+//! Secret volume swaps symbolic links, and a certificate that was not yet valid becomes so without any change.
+//!
+//! The last good pair stays whatever happens to the folder.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, SystemTime};
+
+use crate::folder::{Folder, FolderError};
+use crate::pair::{Material, Pair};
+use crate::resolver::Resolver;
+
+/// What one look at the folder came to.
+#[derive(Debug)]
+pub enum Outcome {
+    /// What lies there is being served already.
+    Unchanged,
+    /// A new pair is served from now on.
+    Swapped(Arc<Pair>),
+    /// What lies there cannot be served; the last good pair is kept.
+    Failed {
+        /// Why.
+        error: FolderError,
+        /// The look before failed for the same reason: count it, but do not log it again.
+        repeated: bool,
+    },
+}
+
+/// Compares a folder with what is served.
+#[derive(Debug)]
+pub struct Watcher {
+    folder: Folder,
+    resolver: Arc<Resolver>,
+    served: Option<Material>,
+    last_failure: Option<String>,
+}
+
+impl Watcher {
+    /// Watches that folder for that resolver. Nothing is read yet.
+    #[must_use]
+    pub fn new(folder: Folder, resolver: Arc<Resolver>) -> Self {
+        Self { folder, resolver, served: None, last_failure: None }
+    }
+
+    /// Looks once.
+    pub fn poll(&mut self, now: SystemTime) -> Outcome {
+        let material = match self.folder.material() {
+            Ok(material) if self.served.as_ref() == Some(&material) => {
+                self.last_failure = None;
+                return Outcome::Unchanged;
+            }
+            Ok(material) => material,
+            Err(error) => return self.failed(error),
+        };
+        match self.folder.check(&material, now) {
+            Ok(pair) => {
+                let pair = Arc::new(pair);
+                self.resolver.swap(Arc::clone(&pair));
+                self.served = Some(material);
+                self.last_failure = None;
+                Outcome::Swapped(pair)
+            }
+            Err(error) => self.failed(error),
+        }
+    }
+
+    /// Looks every so often until the [`Watch`] is dropped, and reports each look that was not [`Outcome::Unchanged`].
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn spawn(
+        mut self,
+        every: Duration,
+        mut report: impl FnMut(Outcome) + Send + 'static,
+    ) -> io::Result<Watch> {
+        let (stop, stopped) = mpsc::channel::<()>();
+        let thread = Builder::new().name("certificates".to_owned()).spawn(move || {
+            while stopped.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
+                match self.poll(SystemTime::now()) {
+                    Outcome::Unchanged => {}
+                    outcome => report(outcome),
+                }
+            }
+        })?;
+        Ok(Watch { stop: Some(stop), thread: Some(thread) })
+    }
+
+    fn failed(&mut self, error: FolderError) -> Outcome {
+        let failure = full_text(&error);
+        let repeated = self.last_failure.as_ref() == Some(&failure);
+        self.last_failure = Some(failure);
+        Outcome::Failed { error, repeated }
+    }
+}
+
+/// A watch that is running; dropping it ends it.
+pub struct Watch {
+    stop: Option<mpsc::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watch").finish_non_exhaustive()
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // A thread that panicked has said so itself.
+            drop(thread.join());
+        }
+    }
+}
+
+/// An error and its causes in one line.
+fn full_text(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::folder::{CERTIFICATE_FILE, KEY_FILE};
+    use crate::issue::{Lifetimes, ServingNames, issue};
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn material(now: SystemTime) -> Material {
+        let names = ServingNames {
+            service: "web".to_owned(),
+            namespace: "here".to_owned(),
+            cluster_domain: None,
+            addresses: Vec::new(),
+            extra: Vec::new(),
+        };
+        issue(&names, Lifetimes::for_leaf(HOUR), now).unwrap()
+    }
+
+    #[test]
+    fn keeps_the_last_good_pair_through_every_kind_of_damage() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = Folder::new(home.path());
+        let resolver = Resolver::empty();
+        let mut watcher = Watcher::new(folder.clone(), Arc::clone(&resolver));
+        let now = SystemTime::now();
+
+        assert!(matches!(watcher.poll(now), Outcome::Failed { repeated: false, .. }));
+        assert!(matches!(watcher.poll(now), Outcome::Failed { repeated: true, .. }));
+        assert!(resolver.current().is_none());
+
+        folder.write(&material(now)).unwrap();
+        assert!(matches!(watcher.poll(now), Outcome::Swapped(_)));
+        assert!(matches!(watcher.poll(now), Outcome::Unchanged));
+        let good = resolver.current().unwrap();
+
+        fs::write(home.path().join(KEY_FILE), material(now).key).unwrap();
+        assert!(
+            matches!(watcher.poll(now), Outcome::Failed { repeated: false, .. }),
+            "a key of another pair"
+        );
+        fs::write(home.path().join(CERTIFICATE_FILE), "garbage").unwrap();
+        assert!(matches!(watcher.poll(now), Outcome::Failed { repeated: false, .. }), "garbage");
+        fs::remove_file(home.path().join(KEY_FILE)).unwrap();
+        assert!(matches!(watcher.poll(now), Outcome::Failed { repeated: false, .. }), "no key");
+        folder.write(&material(now - HOUR * 3)).unwrap();
+        assert!(matches!(watcher.poll(now), Outcome::Failed { repeated: false, .. }), "expired");
+        assert!(Arc::ptr_eq(&good, &resolver.current().unwrap()));
+
+        folder.write(&material(now)).unwrap();
+        assert!(matches!(watcher.poll(now), Outcome::Swapped(_)));
+        assert!(!Arc::ptr_eq(&good, &resolver.current().unwrap()));
+    }
+
+    #[test]
+    fn serves_a_certificate_once_its_time_has_come() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = Folder::new(home.path());
+        let mut watcher = Watcher::new(folder.clone(), Resolver::empty());
+        let now = SystemTime::now();
+        folder.write(&material(now + HOUR * 5)).unwrap();
+        assert!(matches!(watcher.poll(now), Outcome::Failed { .. }));
+        assert!(matches!(watcher.poll(now + HOUR * 5), Outcome::Swapped(_)));
+    }
+
+    #[test]
+    fn reports_from_its_thread_and_ends_when_dropped() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = Folder::new(home.path());
+        folder.write(&material(SystemTime::now())).unwrap();
+        let (sender, outcomes) = mpsc::channel();
+        let watch = Watcher::new(folder, Resolver::empty())
+            .spawn(Duration::from_millis(1), move |outcome| sender.send(outcome).unwrap())
+            .unwrap();
+        assert!(matches!(outcomes.recv().unwrap(), Outcome::Swapped(_)));
+        drop(watch);
+        assert!(outcomes.recv().is_err(), "the thread, and with it the sender, is gone");
+    }
+}
