@@ -1,0 +1,216 @@
+//! Puts the parts together. Reads as a list: certificates, sockets, ports file, serving, stopping.
+//!
+//! Stopping (SIGTERM or SIGINT): unready → no new connections → what is in hand is finished, for at most
+//! [`DRAIN`] → the end. A second signal does not wait.
+
+use std::error::Error;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use nodestub_certs::{Folder, Lifetimes, Outcome, Resolver, ServingNames, Watch, Watcher, issue};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::args::{CertificatesArgs, Settings};
+use crate::listen::{self, Limits, Port};
+use crate::metrics::Metrics;
+use crate::server::{self, Shared};
+
+/// How long requests in hand may take when the process is asked to stop; below Kubernetes' default of 30 seconds.
+pub const DRAIN: Duration = Duration::from_secs(20);
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// `nodestub-webhook certificates`: makes a CA and a serving certificate, and writes them.
+///
+/// # Errors
+/// When a name is not one, or a file cannot be written.
+pub fn certificates(args: &CertificatesArgs) -> Result<(), Box<dyn Error>> {
+    let names = ServingNames {
+        service: args.service.clone(),
+        namespace: args.namespace.clone(),
+        cluster_domain: args.cluster_domain.clone(),
+        addresses: args.addresses.clone(),
+        extra: args.names.clone(),
+    };
+    let lifetimes = Lifetimes::for_leaf(DAY.saturating_mul(args.days));
+    let material = issue(&names, lifetimes, SystemTime::now())?;
+    Folder::new(&args.folder).write(&material)?;
+    println!("wrote ca.crt, tls.crt and tls.key to {}", args.folder.display());
+    println!("tls.crt is good for {} days, for:", args.days);
+    for name in names.dns_names()? {
+        println!("  {name}");
+    }
+    for address in &names.addresses {
+        println!("  {address}");
+    }
+    Ok(())
+}
+
+/// Serves until it is told to stop.
+///
+/// # Errors
+/// When a port cannot be bound or the system refuses threads or signals. A certificate that is missing is no
+/// error: it may come later, and until then `/readyz` says no.
+pub fn run(settings: Settings) -> Result<(), Box<dyn Error>> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(serve(settings))
+}
+
+async fn serve(settings: Settings) -> Result<(), Box<dyn Error>> {
+    let certificates = Resolver::empty();
+    let metrics = Arc::new(Metrics::new(Arc::clone(&certificates)));
+    let _watch = watch_certificates(&settings, &certificates, &metrics)?;
+    let mut signals = Signals::new()?;
+
+    let (admission, admin) = (bind(settings.listen).await?, bind(settings.admin_listen).await?);
+    let (admission_address, admin_address) = (admission.local_addr()?, admin.local_addr()?);
+    let shared =
+        Shared::new(settings.policy, settings.facts, Arc::clone(&metrics), Arc::clone(&certificates));
+    let stop = CancellationToken::new();
+    let connections = TaskTracker::new();
+    let admission_port = Port {
+        router: server::admission(Arc::clone(&shared)),
+        tls: Some(listen::tls(certificates)?),
+        limits: Limits::default(),
+        metrics: Some(metrics),
+    };
+    let admin_port = Port {
+        router: server::admin(Arc::clone(&shared)),
+        tls: None,
+        limits: Limits::default(),
+        metrics: None,
+    };
+    // The admin port answers until the end, so that `/readyz` can say that we are stopping.
+    let (admin_stop, admin_connections) = (CancellationToken::new(), TaskTracker::new());
+    tokio::spawn(listen::serve(admin, admin_port, admin_stop.clone(), admin_connections.clone()));
+    let accepting = tokio::spawn(listen::serve(admission, admission_port, stop.clone(), connections.clone()));
+    if let Some(file) = &settings.ports_file {
+        write_ports(file, admission_address, admin_address)?;
+    }
+    tracing::info!(admission = %admission_address, admin = %admin_address, "listening");
+
+    let name = signals.next().await;
+    shared.stop();
+    stop.cancel();
+    tracing::info!(signal = name, "stopping");
+    accepting.await?;
+    connections.close();
+    tokio::select! {
+        drained = timeout(DRAIN, connections.wait()) => if drained.is_err() {
+            tracing::warn!(open = connections.len(), "stopped with requests in hand");
+        },
+        name = signals.next() => tracing::warn!(signal = name, open = connections.len(), "stopped at once"),
+    }
+    admin_stop.cancel();
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn watch_certificates(
+    settings: &Settings,
+    certificates: &Arc<Resolver>,
+    metrics: &Arc<Metrics>,
+) -> Result<Watch, AppError> {
+    let mut watcher = Watcher::new(Folder::new(&settings.certificates), Arc::clone(certificates));
+    let metrics = Arc::clone(metrics);
+    let report = move |outcome: Outcome| match outcome {
+        Outcome::Unchanged => {}
+        Outcome::Swapped(pair) => {
+            metrics.certificates_loaded(true);
+            let left = pair.leaf().seconds_left(SystemTime::now()).round();
+            tracing::info!(seconds_left = left, "serving a new certificate");
+        }
+        Outcome::Failed { error, repeated } => {
+            metrics.certificates_loaded(false);
+            if !repeated {
+                let error: &dyn Error = &error;
+                tracing::error!(error, "the certificate was not loaded; the last good one is kept");
+            }
+        }
+    };
+    // The first look comes before the sockets, so that the first handshake finds a certificate.
+    report(watcher.poll(SystemTime::now()));
+    watcher.spawn(settings.certificates_poll, report).map_err(AppError::Watch)
+}
+
+async fn bind(address: SocketAddr) -> Result<tokio::net::TcpListener, AppError> {
+    listen::bind(address).await.map_err(|source| AppError::Bind { address, source })
+}
+
+/// Written beside and renamed, so that whoever waits for the file never reads half of it.
+fn write_ports(file: &Path, admission: SocketAddr, admin: SocketAddr) -> Result<(), AppError> {
+    let mut beside = file.as_os_str().to_owned();
+    beside.push(".new");
+    fs::write(&beside, format!("admission={admission}\nadmin={admin}\n"))
+        .and_then(|()| fs::rename(&beside, file))
+        .map_err(|source| AppError::PortsFile { file: file.to_owned(), source })
+}
+
+/// The signals that ask for an end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// Why the webhook did not start.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum AppError {
+    /// An address could not be bound.
+    Bind {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file with the ports could not be written.
+    PortsFile {
+        /// Which.
+        file: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The system gave no thread for watching certificates.
+    Watch(io::Error),
+}
+
+impl fmt::Display for AppError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bind { address, .. } => {
+                write!(f, "binding {address} failed: choose another with --listen or --admin-listen")
+            }
+            Self::PortsFile { file, .. } => write!(f, "writing the ports to {} failed", file.display()),
+            Self::Watch(_) => f.write_str("no thread could be had to watch the certificates"),
+        }
+    }
+}
+
+impl Error for AppError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Bind { source, .. } | Self::PortsFile { source, .. } | Self::Watch(source) => Some(source),
+        }
+    }
+}
