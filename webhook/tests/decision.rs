@@ -1,0 +1,93 @@
+//! The vectors through the decision itself.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use clap::Parser as _;
+use common::{Vector, judge, review, vectors};
+use nodestub_webhook::admit::{Decision, Operation, Reason, Request, admit};
+use nodestub_webhook::args::{Cli, Settings};
+use serde_json::{Value, json};
+
+fn settings(vector: &Vector) -> Settings {
+    let flags = ["nodestub-webhook", "--certificates=unused"].into_iter().map(str::to_owned);
+    Cli::try_parse_from(flags.chain(vector.flags.clone())).unwrap().serve.settings().unwrap()
+}
+
+fn decide(vector: &Vector, pod: &Value) -> Decision {
+    let Settings { policy, facts, .. } = settings(vector);
+    let review = review(vector);
+    let text = |path: &str| review.pointer(&format!("/request/{path}")).and_then(Value::as_str).unwrap_or("");
+    let request = Request {
+        operation: match text("operation") {
+            "CREATE" => Operation::Create,
+            "UPDATE" => Operation::Update,
+            "DELETE" => Operation::Delete,
+            _ => Operation::Connect,
+        },
+        group: text("resource/group"),
+        resource: text("resource/resource"),
+        sub_resource: text("subResource"),
+        namespace: text("namespace"),
+        object: Some(pod).filter(|pod| !pod.is_null()),
+    };
+    admit(&policy, &facts, &request)
+}
+
+#[test]
+fn decides_every_vector_as_written() {
+    for vector in vectors() {
+        let decision = decide(&vector, &vector.pod);
+        let warnings: Vec<_> = decision.warnings.iter().map(nodestub_webhook::admit::Warning::text).collect();
+        let patched = judge(&vector, decision.reason.label(), &json!(decision.patch), &warnings);
+        let foretold = decision.injection.map(|injection| injection.to_string());
+        assert_eq!(foretold, vector.resolv_conf, "{}", vector.name);
+        if vector.reason == "injected" {
+            let again = decide(&vector, &patched);
+            assert_eq!((again.reason, again.patch.0.len()), (Reason::AlreadyInjected, 0), "{}", vector.name);
+            assert_eq!(decide(&vector, &vector.pod).patch, decision.patch, "{}", vector.name);
+        }
+    }
+}
+
+#[test]
+fn has_vectors_for_every_defect_and_enough_of_them() {
+    let vectors = vectors();
+    let names: BTreeSet<_> = vectors.iter().map(|vector| vector.name.as_str()).collect();
+    assert_eq!(names.len(), vectors.len(), "two vectors of one name");
+    assert!(vectors.len() >= 60, "{}", vectors.len());
+    for defect in 1..=8 {
+        assert!(vectors.iter().any(|vector| vector.defect == Some(defect)), "defect {defect}");
+    }
+}
+
+#[test]
+fn has_a_vector_for_every_reason_that_flags_can_bring_about() {
+    let seen: BTreeSet<_> = vectors().into_iter().map(|vector| vector.reason).collect();
+    // Facts that flags always give, and a fault that no input may bring about.
+    let out_of_reach = [Reason::ClusterDnsUnknown, Reason::ClusterDomainUnknown, Reason::Fault];
+    for reason in Reason::ALL.iter().filter(|reason| !out_of_reach.contains(reason)) {
+        assert!(seen.contains(reason.label()), "{}", reason.label());
+    }
+}
+
+#[test]
+fn leaves_pods_alone_while_a_fact_is_not_known() {
+    let vector = &vectors()[0];
+    let Settings { policy, facts, .. } = settings(vector);
+    let request = Request::create_pod("shop", &vector.pod);
+    assert_eq!(admit(&policy, &facts, &request).reason, Reason::Injected);
+
+    let mut without = facts.clone();
+    without.cluster_dns.clear();
+    let decision = admit(&policy, &without, &request);
+    assert_eq!((decision.reason, decision.patch.0.len()), (Reason::ClusterDnsUnknown, 0));
+    assert_eq!(decision.warnings.len(), 1);
+
+    let without = nodestub_webhook::admit::Facts { cluster_domain: None, ..facts };
+    let decision = admit(&policy, &without, &request);
+    assert_eq!((decision.reason, decision.patch.0.len()), (Reason::ClusterDomainUnknown, 0));
+    assert_eq!(decision.warnings.len(), 1);
+}
