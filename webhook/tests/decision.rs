@@ -91,3 +91,16 @@ fn leaves_pods_alone_while_a_fact_is_not_known() {
     assert_eq!((decision.reason, decision.patch.0.len()), (Reason::ClusterDomainUnknown, 0));
     assert_eq!(decision.warnings.len(), 1);
 }
+
+#[test]
+fn stops_at_the_first_search_domain_that_has_no_room() {
+    let Settings { policy, facts, .. } = settings(&vectors()[0]);
+    let long = |index: usize| format!("{index}.{}", ["a"; 100].join("."));
+    let own: Vec<_> = (0..10).map(long).chain(["short.example".to_owned()]).collect();
+    let pod = json!({"metadata": {}, "spec": {"dnsConfig": {"searches": own}}});
+    let decision = admit(&policy, &facts, &Request::create_pod("shop", &pod));
+    // The first three are the cluster's, of 57 characters with their blanks; nine more are of 202 each.
+    assert_eq!(decision.injection.unwrap().searches[3..], own[..9]);
+    let said = "no room for 2 search domain(s) from \"9.a.a";
+    assert!(decision.warnings[0].text().contains(said), "{}", decision.warnings[0].text());
+}
