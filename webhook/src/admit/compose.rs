@@ -95,7 +95,7 @@ pub(super) fn compose(
 ) -> Injection {
     let fallback = fallback(policy, facts, levels, pod, warnings);
     let local = levels.pod.local_addresses.as_ref().or(levels.namespace.local_addresses.as_ref());
-    let local = local.unwrap_or(&policy.local_addresses);
+    let local = local.or(policy.defaults.local_addresses.as_ref()).unwrap_or(&policy.local_addresses);
     let cluster: &[IpAddr] = if fallback { &facts.cluster_dns } else { &[] };
     Injection {
         nameservers: nameservers(local, cluster, pod, warnings),

@@ -18,7 +18,7 @@ pub const ATTEMPTS: RangeInclusive<u8> = 1..=5;
 pub const ALLOWED_OPTIONS: &str = "ndots:0-15, timeout:1-30, attempts:1-5, and flags of resolv.conf(5)";
 
 /// Options without a value that resolv.conf(5) names.
-const FLAGS: [&str; 11] = [
+const FLAGS: [&str; 12] = [
     "debug",
     "edns0",
     "inet6",
@@ -30,10 +30,8 @@ const FLAGS: [&str; 11] = [
     "single-request",
     "single-request-reopen",
     "trust-ad",
+    "use-vc",
 ];
-
-/// `use-vc` stands apart from the rest: it makes every query a TCP connection.
-const TCP_FLAG: &str = "use-vc";
 
 /// One option, in the shape of the API (`PodDNSConfigOption`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,7 +81,7 @@ impl FromStr for DnsOption {
         };
         let bad = || NotAnOption(text.to_owned());
         match text.split_once(':') {
-            None if FLAGS.contains(&text) || text == TCP_FLAG => Ok(option(None)),
+            None if FLAGS.contains(&text) => Ok(option(None)),
             None => Err(bad()),
             Some((name, value)) => {
                 let bounds = match name {
