@@ -2,7 +2,7 @@
 //!
 //! Each file is written beside its place and renamed into it, so that no reader ever sees half a file. The three
 //! renames are three steps: a reader that comes between them finds a key and a certificate of different pairs,
-//! refuses them ([`PairError::Mismatch`](crate::PairError::Mismatch)), keeps what it has and looks again.
+//! refuses them ([`PairError::Mismatch`]), keeps what it has and looks again.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
