@@ -12,12 +12,16 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::routing::get;
+use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::listen::Shared;
 use crate::metrics::{Facts, render};
 use crate::tables::{Endpoints, Workshop};
+
+/// Connections that wait for being accepted.
+const BACKLOG: i32 = 128;
 
 /// What the endpoints report.
 #[derive(Debug)]
@@ -93,13 +97,13 @@ impl Admin {
     ///
     /// # Errors
     /// An address cannot be bound.
-    pub async fn prepare(&self, wanted: &HashMap<SocketAddr, Endpoints>) -> Result<Prepared, AdminError> {
+    pub fn prepare(&self, wanted: &HashMap<SocketAddr, Endpoints>) -> Result<Prepared, AdminError> {
         let mut prepared = Vec::new();
         for (&address, &endpoints) in wanted {
             if self.servers.contains_key(&address) {
                 continue;
             }
-            let listener = bind(address).await.map_err(|cause| AdminError { address, cause })?;
+            let listener = bind(address).map_err(|cause| AdminError { address, cause })?;
             prepared.push((address, endpoints, listener));
         }
         Ok(Prepared(prepared))
@@ -131,14 +135,24 @@ impl Admin {
     }
 }
 
-async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    match TcpListener::bind(address).await {
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    match bind_exactly(address) {
         // No IPv6 on this machine.
         Err(_) if address.ip().is_unspecified() && address.is_ipv6() => {
-            TcpListener::bind(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), address.port())).await
+            bind_exactly(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), address.port()))
         }
         bound => bound,
     }
+}
+
+fn bind_exactly(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), None)?;
+    // A reload may go from the wildcard to one of its addresses, which the kernel allows side by side only so.
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
 }
 
 type Place = (Arc<Status>, SocketAddr);

@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{Admin, AdminError, Status};
 use crate::args::{Placeholders, Serve};
 use crate::clock::Clock;
+use crate::coalesce::Coalescer;
 use crate::listen::{BindError, Listeners, MAX_WORKERS, Shared};
 use crate::loops::{self, LoopProbes};
 use crate::query_log::QueryLog;
@@ -85,7 +86,7 @@ pub async fn serve(arguments: &Serve) -> Result<(), StartError> {
     let tables = workshop.compile(&config).map_err(StartError::Compile)?;
 
     let node = set_up_node(arguments).await?;
-    let running = Running::start(arguments, &config, workshop, tables, workers, cpus).await;
+    let running = Running::start(arguments, &config, workshop, tables, workers, cpus);
     let ended = match running {
         Ok(mut running) => {
             running.until_stopped(&mut signals).await;
@@ -112,7 +113,7 @@ struct Running<'a> {
 }
 
 impl<'a> Running<'a> {
-    async fn start(
+    fn start(
         arguments: &'a Serve,
         config: &Config,
         workshop: Workshop,
@@ -125,6 +126,7 @@ impl<'a> Running<'a> {
             clock: Clock::start(),
             loop_probes: LoopProbes::default(),
             query_log: QueryLog::start().map_err(StartError::System)?,
+            coalescer: Coalescer::default(),
         };
         let shared = Shared::new(Tables::default(), resolver);
         let status = Arc::new(Status {
@@ -144,13 +146,13 @@ impl<'a> Running<'a> {
             config: config.clone(),
             loop_watch: CancellationToken::new(),
         };
-        running.apply(config.clone(), tables).await?;
+        running.apply(config.clone(), tables)?;
         Ok(running)
     }
 
     /// Goes over to a compiled Corefile; on an error everything stays as it was.
-    async fn apply(&mut self, config: Config, tables: Tables) -> Result<(), StartError> {
-        let prepared = self.admin.prepare(&tables.admin).await.map_err(StartError::Admin)?;
+    fn apply(&mut self, config: Config, tables: Tables) -> Result<(), StartError> {
+        let prepared = self.admin.prepare(&tables.admin).map_err(StartError::Admin)?;
         let wanted = tables.admin.clone();
         self.listeners.apply(tables).map_err(StartError::Bind)?;
         self.admin.apply(&wanted, prepared);
@@ -180,9 +182,9 @@ impl<'a> Running<'a> {
             tokio::select! {
                 order = signals.next() => match order {
                     Order::Stop => return,
-                    Order::Reload => self.reload(true).await,
+                    Order::Reload => self.reload(true),
                 },
-                () = look => self.reload(false).await,
+                () = look => self.reload(false),
             }
         }
     }
@@ -197,14 +199,14 @@ impl<'a> Running<'a> {
 
     /// Reads the Corefile and serves it, if it has changed. `ordered`: by a signal; then files that it names are read
     /// again as well.
-    async fn reload(&mut self, ordered: bool) {
+    fn reload(&mut self, ordered: bool) {
         let error = match read(self.arguments) {
             Ok(config) if config == self.config && !ordered => return,
             Ok(config) => {
                 let compiled =
                     self.status.workshop.lock().unwrap_or_else(PoisonError::into_inner).compile(&config);
                 match compiled {
-                    Ok(tables) => match self.apply(config, tables).await {
+                    Ok(tables) => match self.apply(config, tables) {
                         Ok(()) => {
                             tracing::info!(
                                 fingerprint = fingerprint(&self.config),

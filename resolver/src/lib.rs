@@ -5,7 +5,7 @@
 //! ```text
 //!   listen/{udp,tcp}  takes it in            sys      recvmmsg, sendmmsg: the one file with unsafe code
 //!   answer            decides on the spot    tables   what a Corefile compiles to
-//!   resolve           what must be asked     local, forward/{udp,tcp,upstream,health}, loops
+//!   resolve           what must be asked     coalesce, local, forward/{udp,tcp,upstream,health}, loops
 //!   metrics, query_log, admin                what is seen from outside
 //!   app               puts it together       args, clock, framing
 //! ```
@@ -19,6 +19,7 @@ pub mod answer;
 pub mod app;
 pub mod args;
 pub mod clock;
+pub mod coalesce;
 pub mod forward;
 pub mod framing;
 pub mod listen;

@@ -10,12 +10,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use nodestub_cache::{Cache, Judgement, Kind, NewEntry, judge};
+use nodestub_cache::{Cache, Judgement, Key, Kind, Limits, NewEntry, judge};
 use nodestub_wire::{Ask, Flags, Name, OwnedAnswer, Query, Rcode, rtype};
 
-use crate::answer::{cache_key, size_limit};
+use crate::answer::size_limit;
 use crate::clock::Clock;
-use crate::forward::ForwardError;
+use crate::coalesce::Coalescer;
+use crate::forward::{ForwardError, Forwarder, Response};
 use crate::local::hosts::Verdict;
 use crate::loops::LoopProbes;
 use crate::metrics::{Observation, Protocol, Source};
@@ -33,6 +34,16 @@ pub struct Resolver {
     pub loop_probes: LoopProbes,
     /// Where `log` writes.
     pub query_log: QueryLog,
+    /// Questions to upstreams under way.
+    pub coalescer: Coalescer<Question, Answered>,
+}
+
+/// What makes two misses one question: the block, what is asked, and the transport towards the upstream.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Question {
+    block: u64,
+    ask: Ask,
+    protocol: Protocol,
 }
 
 /// A query on the slow side.
@@ -52,7 +63,9 @@ pub struct Miss {
     pub received: Instant,
 }
 
-struct Answered {
+/// How a miss ends.
+#[derive(Debug, Clone)]
+pub struct Answered {
     answer: Arc<OwnedAnswer>,
     /// Seconds for every record; `None`: as they are.
     ttl: Option<u32>,
@@ -87,62 +100,87 @@ impl Resolver {
     }
 
     async fn answer(&self, query: &Query, route: &Route, protocol: Protocol) -> Answered {
-        let block = &route.block;
         if query.qtype == rtype::HINFO && self.loop_probes.came_back(&query.name) {
             return Answered::failure(Rcode::SERVFAIL);
         }
-        if let Some(cached) = self.cached(query, route) {
+        let block = &route.block;
+        let shelf = Shelf::new(self, block, query);
+        if let Some((cached, kind)) = shelf.look() {
+            route.counters.slow().cache_hit(kind);
             return cached;
         }
-        let name = query.name.to_name();
-        if let Some(hosts) = &block.hosts
-            && let Verdict::Answer(answer) = hosts.answer(&name, query.qtype)
-        {
-            return self.keep_local(query, block, &name, answer);
+        if block.cache.is_some() {
+            route.counters.slow().cache_miss();
         }
-        let Some(forwarder) = block.forwarders.iter().find(|forwarder| forwarder.matches(&name)) else {
+        if let Some(hosts) = &block.hosts
+            && let Verdict::Answer(answer) = hosts.answer(&shelf.name, query.qtype)
+        {
+            return shelf.keep_local(answer);
+        }
+        let Some(forwarder) = block.forwarders.iter().find(|forwarder| forwarder.matches(&shelf.name)) else {
             return Answered::failure(Rcode::SERVFAIL);
         };
-        let ask = Ask {
-            name: query.name.as_bytes().into(),
-            qtype: query.qtype,
-            qclass: query.qclass,
-            recursion_desired: query.flags.has(Flags::RD),
-            checking_disabled: query.checking_disabled(),
-            dnssec_ok: query.dnssec_ok(),
+        let _place = match forwarder.enter() {
+            Ok(place) => place,
+            Err(error) => return shelf.failed(&error),
         };
-        match forwarder.ask(ask, protocol).await {
-            Ok(response) => match OwnedAnswer::from_reply(&response.packet, &response.reply) {
-                Ok(answer) => {
-                    let judgement = |limits: &_| judge(&response.packet, &response.reply, limits);
-                    self.keep(query, block, &name, answer, Source::Forward, judgement)
-                }
-                Err(_) => Answered::failure(Rcode::SERVFAIL),
+        let protocol = forwarder.transport(protocol);
+        let question = Question { block: block.id, ask: shelf.ask.clone(), protocol };
+        let lead = ask_upstream(shelf.clone(), Arc::clone(forwarder), protocol);
+        let answered = self.coalescer.ask(question, || shelf.look().map(|(cached, _)| cached), lead).await;
+        answered.unwrap_or_else(|| Answered::failure(Rcode::SERVFAIL))
+    }
+}
+
+async fn ask_upstream(shelf: Shelf, forwarder: Arc<Forwarder>, protocol: Protocol) -> Answered {
+    match forwarder.ask(&shelf.ask, protocol).await {
+        Ok(response) => shelf.keep_response(&response),
+        Err(error) => shelf.failed(&error),
+    }
+}
+
+/// One question's place in the cache: where its answer is looked for, and put.
+#[derive(Debug, Clone)]
+struct Shelf {
+    cache: Arc<Cache>,
+    clock: Clock,
+    block: Arc<Block>,
+    name: Name,
+    ask: Ask,
+}
+
+impl Shelf {
+    fn new(resolver: &Resolver, block: &Arc<Block>, query: &Query) -> Self {
+        Self {
+            cache: Arc::clone(&resolver.cache),
+            clock: resolver.clock,
+            block: Arc::clone(block),
+            name: query.name.to_name(),
+            ask: Ask {
+                name: query.name.as_bytes().into(),
+                qtype: query.qtype,
+                qclass: query.qclass,
+                recursion_desired: query.flags.has(Flags::RD),
+                checking_disabled: query.checking_disabled(),
+                dnssec_ok: query.dnssec_ok(),
             },
-            Err(error) => {
-                if block.errors {
-                    tracing::error!(%name, qtype = query.qtype, %error, "errors: no answer from upstream");
-                }
-                if matches!(error, ForwardError::Overloaded) {
-                    return Answered::failure(Rcode::REFUSED);
-                }
-                let failure = |limits: &nodestub_cache::Limits| Judgement {
-                    ttl: limits.failure_ttl,
-                    kind: (limits.failure_ttl > 0).then_some(Kind::Denial),
-                };
-                // RFC 9520: a failure is remembered for a few seconds, so that upstreams can come to their senses.
-                let answer = OwnedAnswer::empty(Rcode::SERVFAIL);
-                Answered {
-                    source: Source::Server,
-                    ..self.keep(query, block, &name, answer, Source::Server, failure)
-                }
-            }
         }
     }
 
-    fn cached(&self, query: &Query, route: &Route) -> Option<Answered> {
-        let policy = route.block.cache.as_ref()?;
-        let found = self.cache.get(&cache_key(query, &route.block), self.clock.now(), |hit| {
+    fn key(&self) -> Key<'_> {
+        Key {
+            name: &self.ask.name,
+            qtype: self.ask.qtype,
+            qclass: self.ask.qclass,
+            dnssec_ok: self.ask.dnssec_ok,
+            checking_disabled: self.ask.checking_disabled,
+            block: self.block.id,
+        }
+    }
+
+    fn look(&self) -> Option<(Answered, Kind)> {
+        let policy = self.block.cache.as_ref()?;
+        self.cache.get(&self.key(), self.clock.now(), |hit| {
             let answer = OwnedAnswer {
                 flags: hit.answer.flags,
                 rcode: hit.answer.rcode,
@@ -151,52 +189,69 @@ impl Resolver {
                 records: hit.answer.records.into(),
             };
             let ttl = if policy.keep_ttl { hit.ttl } else { hit.ttl_left };
-            (answer, ttl, hit.kind)
-        });
-        let Some((answer, ttl, kind)) = found else {
-            route.counters.slow().cache_miss();
-            return None;
-        };
-        route.counters.slow().cache_hit(kind);
-        Some(Answered { answer: Arc::new(answer), ttl: Some(ttl), source: Source::Cache })
+            (Answered { answer: Arc::new(answer), ttl: Some(ttl), source: Source::Cache }, hit.kind)
+        })
     }
 
-    fn keep_local(&self, query: &Query, block: &Block, name: &Name, answer: OwnedAnswer) -> Answered {
-        let ttl = answer.first_ttl();
-        let success = answer.rcode == Rcode::NOERROR;
-        let judgement = |limits: &nodestub_cache::Limits| match ttl {
-            Some(ttl) => Judgement {
-                ttl: ttl.clamp(limits.success.min, limits.success.max),
-                kind: Some(Kind::Success),
-            },
-            None if success => Judgement { ttl: limits.success.min.max(5), kind: Some(Kind::Success) },
-            None => Judgement { ttl: limits.failure_ttl, kind: Some(Kind::Denial) },
+    fn keep_response(&self, response: &Response) -> Answered {
+        let Ok(answer) = OwnedAnswer::from_reply(&response.packet, &response.reply) else {
+            return Answered::failure(Rcode::SERVFAIL);
         };
-        self.keep(query, block, name, answer, Source::Hosts, judgement)
+        self.keep(answer, Source::Forward, |limits| judge(&response.packet, &response.reply, limits))
+    }
+
+    fn keep_local(&self, answer: OwnedAnswer) -> Answered {
+        let failed = answer.rcode != Rcode::NOERROR;
+        let ttl = answer.first_ttl().unwrap_or(WITHOUT_RECORDS_TTL);
+        self.keep(answer, Source::Hosts, |limits| {
+            if failed {
+                failure(limits)
+            } else {
+                Judgement { ttl: limits.success.apply(ttl), kind: Some(Kind::Success) }
+            }
+        })
+    }
+
+    /// What is said when nobody answered. A failure is remembered for some seconds, so that upstreams can come to
+    /// their senses (RFC 9520); a refusal of our own is not.
+    fn failed(&self, error: &ForwardError) -> Answered {
+        if self.block.errors {
+            tracing::error!(name = %self.name, qtype = self.ask.qtype, %error, "errors: no answer from upstream");
+        }
+        if matches!(error, ForwardError::Overloaded) {
+            return Answered::failure(Rcode::REFUSED);
+        }
+        self.keep(OwnedAnswer::empty(Rcode::SERVFAIL), Source::Server, failure)
     }
 
     /// Keeps an answer as its block says, and gives its records the TTL under which it is kept.
     fn keep(
         &self,
-        query: &Query,
-        block: &Block,
-        name: &Name,
         answer: OwnedAnswer,
         source: Source,
-        judgement: impl FnOnce(&nodestub_cache::Limits) -> Judgement,
+        judgement: impl FnOnce(&Limits) -> Judgement,
     ) -> Answered {
-        let Some(policy) = block.cache.as_ref().filter(|policy| policy.covers(name)) else {
+        let Some(policy) = self.block.cache.as_ref().filter(|policy| policy.covers(&self.name)) else {
             return Answered { answer: Arc::new(answer), ttl: None, source };
         };
         let Judgement { ttl, kind } = judgement(&policy.limits);
-        if let Some(kind) = kind.filter(|kind| ttl > 0 && policy.keeps(name, *kind)) {
+        let kind = kind.filter(|kind| ttl > 0 && policy.keeps(&self.name, *kind));
+        // What is answered without recursion (a referral, or nothing) is no answer for those who want it.
+        if let Some(kind) = kind.filter(|_| self.ask.recursion_desired) {
             let [success, denial] = policy.capacities;
             let capacity = if kind == Kind::Success { success } else { denial };
             let entry = NewEntry { answer: &answer, ttl, kind, capacity };
-            self.cache.insert(&cache_key(query, block), &entry, self.clock.now());
+            self.cache.insert(&self.key(), &entry, self.clock.now());
         }
         Answered { answer: Arc::new(answer), ttl: Some(ttl), source }
     }
+}
+
+/// TTL of an answer of our own that has no record to take one from, in seconds (CoreDNS `MinimalDefaultTTL`).
+const WITHOUT_RECORDS_TTL: u32 = 5;
+
+fn failure(limits: &Limits) -> Judgement {
+    Judgement { ttl: limits.failure_ttl, kind: Some(Kind::Denial) }
 }
 
 impl Answered {

@@ -20,13 +20,20 @@ pub struct Limits {
     pub failure_ttl: u32,
 }
 
-/// A lower and an upper bound, in seconds.
+/// A lower and an upper bound, in seconds. A Corefile may say `cache 3`, which is below the lower bound's default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
     /// A shorter TTL is lifted to this.
     pub min: u32,
-    /// A longer one is cut to this.
+    /// A longer one is cut to this, even to less than `min`.
     pub max: u32,
+}
+
+impl Bounds {
+    /// The TTL within the bounds, in seconds; the upper one has the last word (as CoreDNS `computeTTL`).
+    pub fn apply(self, ttl: u32) -> u32 {
+        ttl.max(self.min).min(self.max)
+    }
 }
 
 /// What becomes of a response.
@@ -48,12 +55,10 @@ const MAX_CHAIN: usize = 12;
 pub fn judge(packet: &[u8], reply: &Reply, limits: &Limits) -> Judgement {
     let class = Class::of(packet, reply);
     let ttl = match class {
-        Class::Denial => least_ttl(packet, reply, true).clamp(limits.denial.min, limits.denial.max),
+        Class::Denial => limits.denial.apply(least_ttl(packet, reply, true)),
         Class::Failure => limits.failure_ttl,
-        Class::Success | Class::Incomplete => {
-            least_ttl(packet, reply, false).clamp(limits.success.min, limits.success.max)
-        }
-        Class::Delegation | Class::Other => WITHOUT_RECORDS_TTL.clamp(limits.success.min, limits.success.max),
+        Class::Success | Class::Incomplete => limits.success.apply(least_ttl(packet, reply, false)),
+        Class::Delegation | Class::Other => limits.success.apply(WITHOUT_RECORDS_TTL),
     };
     let kind = match class {
         Class::Success | Class::Delegation => Some(Kind::Success),

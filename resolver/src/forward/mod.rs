@@ -1,34 +1,34 @@
 //! Asking upstreams: `forward` of the Corefile.
 //!
 //! ```text
-//!   resolve ──ask──► Forwarder ──one ask for all who want the same──► try, try next, ... (5 s in all)
-//!                                                                        │ 2 s each
-//!                                        Upstream ◄──────────────────────┘
-//!                                          ├─ udp: a rotating pool of connected sockets on random ports
-//!                                          ├─ tcp: few connections, pipelined, answered out of order
-//!                                          └─ health: failures counted; probes while it is down
+//!   resolve ──ask──► Forwarder ──► try, try next, ... (5 s in all)
+//!                                     │ 2 s each
+//!                                     ▼
+//!                                  Upstream
+//!                                     ├─ udp: a rotating pool of connected sockets on random ports
+//!                                     ├─ tcp: few connections, pipelined, answered out of order
+//!                                     └─ health: failures counted; probes while it is down
 //! ```
 //!
 //! A response counts only when it comes from the asked peer (the socket is connected), with the asked id and the full
 //! question, and is well formed as a whole. Anything else on a UDP socket is ignored, counted, and the wait goes on.
 //!
-//! Deliberately not here: what a response means and whether it is kept (`resolve`, `nodestub-cache`).
+//! Deliberately not here: joining clients who ask the same (`coalesce`), what a response means and whether it is kept
+//! (`resolve`, `nodestub-cache`).
 
 mod health;
 mod tcp;
 mod udp;
 mod upstream;
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nodestub_corefile::config::{Forward, Policy, Transport};
 use nodestub_wire::{Ask, Name, Reply};
 use rand::seq::SliceRandom;
-use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use crate::metrics::{Counter, Protocol};
@@ -43,7 +43,7 @@ const TRY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Failed tries per upstream before one question is given up (CoreDNS `defaultConnectAttemptsPerUpstream`).
 const TRIES_PER_UPSTREAM: usize = 2;
 
-/// An upstream's response, shared by all who asked the same.
+/// An upstream's response.
 #[derive(Debug)]
 pub struct Response {
     /// The whole packet.
@@ -66,8 +66,8 @@ pub enum ForwardError {
         /// What happened.
         cause: ExchangeError,
     },
-    /// The task that asked for us has ended without a word.
-    Abandoned,
+    /// There was no time for a single try.
+    OutOfTime,
 }
 
 /// One `forward` line at work.
@@ -83,18 +83,15 @@ pub struct Forwarder {
     pub upstreams: Vec<Arc<Upstream>>,
     next: AtomicUsize,
     concurrent: AtomicU32,
-    /// Questions under way. Bounded by the misses under way, which `resolve` bounds.
-    under_way: Mutex<HashMap<(Ask, Protocol), Shared>>,
     /// All upstreams were down, and one was asked all the same.
     pub all_down: Counter,
     /// Queries refused because of `max_concurrent`.
     pub rejected: Counter,
-    /// Queries that found the same question under way and waited for its answer.
-    pub coalesced: Counter,
 }
 
-type Outcome = Result<Arc<Response>, ForwardError>;
-type Shared = watch::Receiver<Option<Outcome>>;
+/// One of the queries under way; gives its place back when it is dropped.
+#[derive(Debug)]
+pub struct Place<'a>(&'a AtomicU32);
 
 impl Forwarder {
     /// A forwarder over upstreams whose files have been read.
@@ -109,10 +106,8 @@ impl Forwarder {
             upstreams,
             next: AtomicUsize::new(0),
             concurrent: AtomicU32::new(0),
-            under_way: Mutex::default(),
             all_down: Counter::default(),
             rejected: Counter::default(),
-            coalesced: Counter::default(),
         }
     }
 
@@ -121,49 +116,40 @@ impl Forwarder {
         name.is_within(&self.from) && !self.except.iter().any(|zone| name.is_within(zone))
     }
 
-    /// Asks, or joins those who are asking the same. `client` is the transport by which the question came.
-    ///
-    /// # Errors
-    /// No upstream gave a usable response.
-    pub async fn ask(self: &Arc<Self>, ask: Ask, client: Protocol) -> Outcome {
-        let _place = self.enter().ok_or(ForwardError::Overloaded)?;
-        let protocol = match self.transport {
+    /// The transport towards the upstream for a client that asks by `client`.
+    pub fn transport(&self, client: Protocol) -> Protocol {
+        match self.transport {
             Transport::Same => client,
             Transport::Udp => Protocol::Udp,
             Transport::Tcp => Protocol::Tcp,
-        };
-        let mut shared = self.join(ask, protocol);
-        let outcome = shared.wait_for(Option::is_some).await.map_err(|_| ForwardError::Abandoned)?;
-        outcome.clone().unwrap_or(Err(ForwardError::Abandoned))
-    }
-
-    fn join(self: &Arc<Self>, ask: Ask, protocol: Protocol) -> Shared {
-        let key = (ask, protocol);
-        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(shared) = under_way.get(&key) {
-            self.coalesced.add(1);
-            return shared.clone();
         }
-        let (sender, receiver) = watch::channel(None);
-        under_way.insert(key.clone(), receiver.clone());
-        // A task of its own: it goes on when the client that began it goes away. The entry goes when the task ends,
-        // however it ends.
-        let entry = UnderWay { forwarder: Arc::clone(self), key };
-        tokio::spawn(async move {
-            let outcome = entry.forwarder.ask_upstreams(&entry.key.0, protocol).await;
-            drop(entry);
-            sender.send_replace(Some(outcome));
-        });
-        receiver
     }
 
-    async fn ask_upstreams(&self, ask: &Ask, protocol: Protocol) -> Outcome {
+    /// A place among the `max_concurrent` queries under way; hold it while waiting.
+    ///
+    /// # Errors
+    /// [`ForwardError::Overloaded`]: there is none left.
+    pub fn enter(&self) -> Result<Place<'_>, ForwardError> {
+        let before = self.concurrent.fetch_add(1, Relaxed);
+        let place = Place(&self.concurrent);
+        if self.max_concurrent.is_some_and(|most| before >= most) {
+            self.rejected.add(1);
+            return Err(ForwardError::Overloaded);
+        }
+        Ok(place)
+    }
+
+    /// Asks one upstream after the other, until one gives a usable response or the time is up.
+    ///
+    /// # Errors
+    /// None did.
+    pub async fn ask(&self, ask: &Ask, protocol: Protocol) -> Result<Response, ForwardError> {
         let deadline = Instant::now() + TOTAL_TIMEOUT;
         let order = self.order();
         if order.is_empty() {
             return Err(ForwardError::Looped);
         }
-        let mut last = ForwardError::Abandoned;
+        let mut last = ForwardError::OutOfTime;
         for upstream in order.iter().cycle().take(order.len() * TRIES_PER_UPSTREAM) {
             let now = Instant::now();
             if now >= deadline {
@@ -172,7 +158,7 @@ impl Forwarder {
             let try_deadline = deadline.min(now + TRY_TIMEOUT);
             let exchange = timeout_at(try_deadline, upstream.exchange(ask, protocol));
             match exchange.await.unwrap_or(Err(ExchangeError::TimedOut)) {
-                Ok(response) => return Ok(Arc::new(response)),
+                Ok(response) => return Ok(response),
                 Err(cause) => {
                     upstream.failed();
                     last = ForwardError::Failed { upstream: upstream.address, cause };
@@ -202,36 +188,11 @@ impl Forwarder {
         }
         order
     }
-
-    fn enter(&self) -> Option<Place<'_>> {
-        let before = self.concurrent.fetch_add(1, Relaxed);
-        let place = Place(&self.concurrent);
-        if self.max_concurrent.is_some_and(|most| before >= most) {
-            self.rejected.add(1);
-            return None;
-        }
-        Some(place)
-    }
 }
-
-/// One of the queries under way; gives its place back when it ends.
-struct Place<'a>(&'a AtomicU32);
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
-    }
-}
-
-/// A question under way; nobody can join it any more once this is dropped.
-struct UnderWay {
-    forwarder: Arc<Forwarder>,
-    key: (Ask, Protocol),
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        self.forwarder.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
     }
 }
 
@@ -241,7 +202,7 @@ impl std::fmt::Display for ForwardError {
             Self::Overloaded => f.write_str("max_concurrent queries are under way already"),
             Self::Looped => f.write_str("every upstream sends our queries back to us"),
             Self::Failed { upstream, cause } => write!(f, "upstream {upstream}: {cause}"),
-            Self::Abandoned => f.write_str("the question was given up"),
+            Self::OutOfTime => f.write_str("there was no time for a single try"),
         }
     }
 }

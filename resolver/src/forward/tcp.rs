@@ -81,7 +81,8 @@ impl TcpPool {
         let (connection, fresh) = self.connection();
         let outcome = connection.exchange(ask, with_edns).await;
         match outcome {
-            Err(ExchangeError::Closed) if !fresh => self.open().exchange(ask, with_edns).await,
+            // All who were under way on it share the next one.
+            Err(ExchangeError::Closed) if !fresh => self.connection().0.exchange(ask, with_edns).await,
             outcome => outcome,
         }
     }
@@ -99,10 +100,6 @@ impl TcpPool {
             }
         }
         (self.open_in(&mut connections), true)
-    }
-
-    fn open(&self) -> Arc<Connection> {
-        self.open_in(&mut lock(&self.connections))
     }
 
     /// Opens a connection in the background; questions for it can be queued at once.

@@ -86,6 +86,8 @@ pub struct Listeners {
     shared: Arc<Shared>,
     workers: Vec<Worker>,
     cpus: Vec<usize>,
+    /// Ends when all workers have, and all that they left in the queue is under way.
+    dispatcher: tokio::task::JoinHandle<()>,
     bound: HashMap<SocketAddr, Bound>,
 }
 
@@ -136,8 +138,8 @@ impl Listeners {
         let (sender, receiver) = mpsc::channel(MISS_QUEUE);
         let start = |number| Worker::start(number, Arc::clone(shared), sender.clone());
         let workers = (0..workers).map(start).collect::<io::Result<_>>()?;
-        tokio::spawn(dispatch(Arc::clone(shared), receiver));
-        Ok(Self { shared: Arc::clone(shared), workers, cpus, bound: HashMap::new() })
+        let dispatcher = tokio::spawn(dispatch(Arc::clone(shared), receiver));
+        Ok(Self { shared: Arc::clone(shared), workers, cpus, dispatcher, bound: HashMap::new() })
     }
 
     /// Goes over to new tables: binds what is new, swaps, closes what is no longer wanted. Where something cannot be
@@ -183,7 +185,10 @@ impl Listeners {
             drop(tokio::task::spawn_blocking(move || worker.stop()).await);
         }
         let permits = u32::try_from(MAX_MISSES).unwrap_or(u32::MAX);
-        let drained = self.shared.misses.acquire_many(permits);
+        let drained = async {
+            drop((&mut self.dispatcher).await);
+            drop(self.shared.misses.acquire_many(permits).await);
+        };
         if tokio::time::timeout(patience, drained).await.is_err() {
             tracing::warn!(
                 misses = self.shared.misses_under_way(),
@@ -263,8 +268,10 @@ fn bind_udp(address: SocketAddr) -> io::Result<Socket> {
 
 fn bind_tcp(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), None)?;
-    // A restart must not wait for connections that are fading away.
+    // A restart must not wait for connections that are fading away; and a reload may go from the wildcard to one of
+    // its addresses, which the kernel allows side by side only so.
     socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }

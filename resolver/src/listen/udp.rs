@@ -27,6 +27,9 @@ use crate::query_log::LogLine;
 use crate::resolve::{Miss, is_v6};
 use crate::sys::{self, BATCH, Batch, LocalEnd};
 
+/// Full batches of one socket in a row before the others, and orders, are looked at.
+const ROUNDS: usize = 16;
+
 /// A UDP socket of one worker.
 #[derive(Debug)]
 pub(super) struct Listener {
@@ -140,7 +143,12 @@ impl Lane {
             ordered = waited.first().is_some_and(|wake| !wake.revents().is_empty());
             for (listener, ready) in sockets.iter().zip(waited.iter().skip(1)) {
                 if ordered || !ready.revents().is_empty() {
-                    while self.serve_batch(listener) == BATCH {}
+                    // A flood on one address must not starve the others, nor orders.
+                    for _ in 0..ROUNDS {
+                        if self.serve_batch(listener) < BATCH {
+                            break;
+                        }
+                    }
                 }
             }
         }

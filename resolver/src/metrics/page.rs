@@ -238,8 +238,6 @@ fn forward(page: &mut Page, tables: &Tables) {
         help,
         total(&|f| f.rejected.get()),
     );
-    let help = "Queries that waited for the answer to the same question of another client.";
-    page.single("nodestub_forward_coalesced_total", "counter", help, total(&|f| f.coalesced.get()));
 
     // Several forwarders may have the same server; CoreDNS has one time series for each address.
     let mut upstreams: BTreeMap<String, Vec<_>> = BTreeMap::new();
@@ -361,6 +359,8 @@ fn process(page: &mut Page, shared: &Shared, facts: &Facts) {
     page.single("nodestub_misses_dropped_total", "counter", help, drops.misses.get());
     let help = "Queries that wait for an upstream, now.";
     page.single("nodestub_misses_under_way", "gauge", help, shared.misses_under_way());
+    let help = "Queries that waited for the answer to the same question of another client.";
+    page.single("nodestub_coalesced_total", "counter", help, shared.resolver.coalescer.joined.get());
     let help = "Replies that the kernel refused to send.";
     page.single("nodestub_replies_refused_total", "counter", help, drops.replies.get());
     let help = "TCP connections closed at once because there were too many.";
