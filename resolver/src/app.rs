@@ -60,12 +60,14 @@ pub enum StartError {
 pub fn check(file: &Path, placeholders: &Placeholders) -> bool {
     match nodestub_corefile::load(file, &options(placeholders)) {
         Ok(loaded) => {
-            eprint!("{}", show(&loaded.warnings));
+            if !loaded.warnings.is_empty() {
+                eprintln!("{}", show(&loaded.warnings));
+            }
             println!("{}: this Corefile can be served", file.display());
             true
         }
         Err(report) => {
-            eprint!("{}", show(&report));
+            eprintln!("{}", show(&report));
             false
         }
     }
