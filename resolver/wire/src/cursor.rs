@@ -2,8 +2,10 @@
 //!
 //! Every read says whether the bytes were there. A name that is skipped is checked as it is passed: labels of at
 //! most 63 bytes, at most 255 bytes in all once its pointers are followed, pointers strictly backward (so there can
-//! be no loop), reserved label types refused (RFC 1035, 4.1.4; RFC 9267 for what goes wrong elsewhere).
+//! be no loop) and never into the header (which is no name, and changes in every reply), reserved label types refused
+//! (RFC 1035, 4.1.4; RFC 9267 for what goes wrong elsewhere).
 
+use crate::header::HEADER;
 use crate::name::{MAX_LABEL, MAX_NAME};
 
 /// A packet, or a part of it, was not what the protocol allows. There is nothing a caller could do with more detail.
@@ -116,7 +118,7 @@ impl<'a> Cursor<'a> {
                 0xC0.. => {
                     let low = usize::from(*self.packet.get(at + 1).ok_or(Malformed)?);
                     let target = (length & 0x3F) << 8 | low;
-                    if target >= limit {
+                    if !(HEADER..limit).contains(&target) {
                         return Err(Malformed);
                     }
                     end_in_place.get_or_insert(at + 2);
@@ -190,36 +192,45 @@ impl Eq for NameBuf {}
 mod tests {
     use super::*;
 
-    fn name_at(packet: &[u8], at: usize) -> Result<(String, usize), Malformed> {
-        let mut cursor = Cursor::new(packet, at);
+    /// The name at byte `at` behind a header, and where it ends, header not counted.
+    fn name_at(body: &[u8], at: usize) -> Result<(String, usize), Malformed> {
+        let packet = [&[0; HEADER], body].concat();
+        let mut cursor = Cursor::new(&packet, HEADER + at);
         let name = cursor.name()?;
-        Ok((name.to_name().to_string(), cursor.at()))
+        Ok((name.to_name().to_string(), cursor.at() - HEADER))
     }
 
     #[test]
     fn follows_a_pointer_and_goes_on_behind_it() {
-        let packet = b"\x05Local\0\x07Cluster\xc0\x00rest";
-        assert_eq!(name_at(packet, 7), Ok(("cluster.local.".into(), 17)));
+        let body = b"\x05Local\0\x07Cluster\xc0\x0crest";
+        assert_eq!(name_at(body, 7), Ok(("cluster.local.".into(), 17)));
     }
 
     #[test]
     fn rejects_pointers_that_do_not_lead_backward() {
-        for packet in [
-            b"\xc0\x00".as_slice(), // to itself
-            b"\xc0\x02\xc0\x00",    // forward
-            b"\x01a\xc0\x00",       // to its own start: a loop
-            b"\x01a\x01b\xc0\x02",  // into its own middle: a loop
+        for body in [
+            b"\xc0\x0c".as_slice(), // to itself
+            b"\xc0\x0e\xc0\x0c",    // forward
+            b"\x01a\xc0\x0c",       // to its own start: a loop
+            b"\x01a\x01b\xc0\x0e",  // into its own middle: a loop
             b"\x01a\xc0",           // cut off
             b"\x40a",               // reserved label type
             b"\x05ab",              // cut off
         ] {
-            assert_eq!(name_at(packet, 0), Err(Malformed), "{packet:?}");
+            assert_eq!(name_at(body, 0), Err(Malformed), "{body:?}");
+        }
+    }
+
+    #[test]
+    fn rejects_pointers_into_the_header() {
+        for target in 0..12 {
+            assert_eq!(name_at(&[1, b'a', 0xC0, target], 0), Err(Malformed), "{target}");
         }
     }
 
     #[test]
     fn rejects_names_that_grow_past_255_bytes_through_pointers() {
-        let mut packet = Vec::new();
+        let mut packet = vec![0; HEADER];
         for _ in 0..3 {
             packet.push(63);
             packet.extend([b'a'; 63]);
@@ -228,7 +239,7 @@ mod tests {
         let second = packet.len();
         packet.push(61);
         packet.extend([b'b'; 61]);
-        packet.extend([0xC0, 0]); // 62 more: 255
+        packet.extend([0xC0, 12]); // 62 more: 255
         assert_eq!(Cursor::new(&packet, second).name().unwrap().as_bytes().len(), 255);
         let third = packet.len();
         packet.extend([1, b'c', 0xC0, u8::try_from(second).unwrap()]);
