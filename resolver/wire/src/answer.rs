@@ -113,7 +113,10 @@ impl Answer<'_> {
     /// additional records too). `None` is returned, and the buffer left as it was, when `buffer` is too small for a
     /// reply that the client would take.
     pub fn write(&self, buffer: &mut [u8], query: &Query, ttl: Option<u32>, limit: usize) -> Option<usize> {
-        let opt = query.edns.map(|edns| opt_for(edns, self.rcode));
+        // The upper bits of a code have their place in the OPT record only: without one, BADVERS would read NOERROR.
+        let unsayable = query.edns.is_none() && self.rcode.0 > 0xF;
+        let rcode = if unsayable { Rcode::SERVFAIL } else { self.rcode };
+        let opt = query.edns.map(|edns| opt_for(edns, rcode));
         let opt_len = opt.map_or(0, |opt| opt.len());
         let room = limit.saturating_sub(query.question_end + opt_len);
         let (records, counts, cut) = if self.records.len() <= room {
@@ -135,7 +138,7 @@ impl Answer<'_> {
         if let Some(opt) = opt {
             buffer.get_mut(records_end..end)?.copy_from_slice(&opt);
         }
-        let mut flags = query.flags.response(self.rcode).0 | self.flags.0;
+        let mut flags = query.flags.response(rcode).0 | self.flags.0;
         if cut {
             flags |= Flags::TC;
         }

@@ -27,5 +27,5 @@ pub use ask::{Ask, UPSTREAM_UDP_PAYLOAD};
 pub use cursor::{Cursor, Malformed, NameBuf};
 pub use header::{CLASS_IN, Flags, HEADER, Header, Rcode, rtype};
 pub use name::{MAX_LABEL, MAX_LABELS, MAX_NAME, Name, NameError};
-pub use query::{Admission, Edns, MIN_UDP_PAYLOAD, OPT, Query};
+pub use query::{Admission, Edns, MAX_UDP_PAYLOAD, MIN_UDP_PAYLOAD, OPT, Query};
 pub use reply::{MAX_RECORDS, Range, Record, Reply, Section};

@@ -54,6 +54,9 @@ pub struct Edns {
 /// Smallest UDP payload that every client takes, in bytes (RFC 1035, 4.2.1).
 pub const MIN_UDP_PAYLOAD: u16 = 512;
 
+/// Largest UDP payload that can be sent by IPv4, in bytes; the kernel refuses more, whatever the client would take.
+pub const MAX_UDP_PAYLOAD: u16 = u16::MAX - 20 - 8;
+
 impl Query {
     /// Whether, and how, a packet from a client is answered.
     pub fn admit(packet: &[u8]) -> Admission {
@@ -109,9 +112,10 @@ impl Query {
         self.flags.has(Flags::CD)
     }
 
-    /// Largest UDP payload that this client takes, in bytes: what its OPT says, at least 512.
+    /// Largest UDP payload that this client takes and that can be sent, in bytes: what its OPT says, at least 512.
     pub fn udp_limit(&self) -> usize {
-        usize::from(self.edns.map_or(MIN_UDP_PAYLOAD, |edns| edns.udp_size.max(MIN_UDP_PAYLOAD)))
+        let announced = self.edns.map_or(MIN_UDP_PAYLOAD, |edns| edns.udp_size);
+        usize::from(announced.clamp(MIN_UDP_PAYLOAD, MAX_UDP_PAYLOAD))
     }
 }
 
