@@ -122,7 +122,7 @@ impl Admin {
             let stop = CancellationToken::new();
             self.servers.insert(address, (endpoints, stop.clone()));
             if let Ok(bound) = listener.local_addr() {
-                tracing::info!(address = %bound, ?endpoints, "serving HTTP");
+                tracing::info!(address = %bound, paths = %endpoints, "serving HTTP");
             }
             let router = router(Arc::clone(&self.status), address);
             tokio::spawn(async move {

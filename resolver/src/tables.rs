@@ -55,6 +55,14 @@ pub struct Endpoints {
     pub metrics: bool,
 }
 
+impl std::fmt::Display for Endpoints {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let all = [(self.health, "/health"), (self.ready, "/ready"), (self.metrics, "/metrics")];
+        let served: Vec<&str> = all.into_iter().filter(|(served, _)| *served).map(|(_, path)| path).collect();
+        f.write_str(&served.join(" "))
+    }
+}
+
 /// The zones of one listening address.
 #[derive(Debug)]
 pub struct Zones {
