@@ -30,6 +30,7 @@ use crate::clock::Clock;
 use crate::coalesce::Coalescer;
 use crate::listen::{BindError, Listeners, MAX_WORKERS, Shared};
 use crate::loops::{self, LoopProbes};
+use crate::metrics::Counter;
 use crate::query_log::QueryLog;
 use crate::resolve::Resolver;
 use crate::tables::{CompileError, Tables, Workshop};
@@ -129,6 +130,7 @@ impl<'a> Running<'a> {
             loop_probes: LoopProbes::default(),
             query_log: QueryLog::start().map_err(StartError::System)?,
             coalescer: Coalescer::default(),
+            panics: Counter::default(),
         };
         let shared = Shared::new(Tables::default(), resolver);
         let status = Arc::new(Status {

@@ -7,9 +7,11 @@
 //! The order is CoreDNS's. Every miss ends in a reply (SERVFAIL where nothing else can be said), and is counted.
 
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Instant;
 
+use futures_util::FutureExt;
 use nodestub_cache::{Cache, Judgement, Key, Kind, Limits, NewEntry, judge};
 use nodestub_wire::{Ask, Flags, Name, OwnedAnswer, Query, Rcode, rtype};
 
@@ -19,7 +21,7 @@ use crate::coalesce::Coalescer;
 use crate::forward::{ForwardError, Forwarder, Response};
 use crate::local::hosts::Verdict;
 use crate::loops::LoopProbes;
-use crate::metrics::{Observation, Protocol, Source};
+use crate::metrics::{Counter, Observation, Protocol, Source};
 use crate::query_log::{LogLine, QueryLog};
 use crate::tables::{Block, Route};
 
@@ -36,6 +38,8 @@ pub struct Resolver {
     pub query_log: QueryLog,
     /// Questions to upstreams under way.
     pub coalescer: Coalescer<Question, Answered>,
+    /// Panics caught while answering: bugs of ours, each of which cost a query or a batch its answer.
+    pub panics: Counter,
 }
 
 /// What makes two misses one question: the block, what is asked, and the transport towards the upstream.
@@ -76,7 +80,8 @@ impl Resolver {
     /// Answers a query, and returns the packet of the reply.
     pub async fn resolve(&self, miss: Miss) -> Vec<u8> {
         let Miss { packet, query, route, client, protocol, received } = miss;
-        let answered = self.answer(&query, &route, protocol).await;
+        let answered = AssertUnwindSafe(self.answer(&query, &route, protocol)).catch_unwind().await;
+        let answered = answered.unwrap_or_else(|_| self.after_a_panic());
         let request_bytes = packet.len();
         let reply = write_reply(packet, &query, &answered, size_limit(&query, protocol));
         let lane = route.counters.slow();
@@ -128,7 +133,12 @@ impl Resolver {
         let question = Question { block: block.id, ask: shelf.ask.clone(), protocol };
         let lead = ask_upstream(shelf.clone(), Arc::clone(forwarder), protocol);
         let answered = self.coalescer.ask(question, || shelf.look().map(|(cached, _)| cached), lead).await;
-        answered.unwrap_or_else(|| Answered::failure(Rcode::SERVFAIL))
+        answered.unwrap_or_else(|| self.after_a_panic())
+    }
+
+    fn after_a_panic(&self) -> Answered {
+        self.panics.add(1);
+        Answered::failure(Rcode::SERVFAIL)
     }
 }
 

@@ -76,8 +76,6 @@ pub struct Drops {
     pub replies: Counter,
     /// TCP connections closed at once because there were too many.
     pub connections: Counter,
-    /// Panics caught while answering.
-    pub panics: Counter,
 }
 
 /// All sockets that queries come in by.

@@ -163,7 +163,7 @@ impl Lane {
         let Ok(count) = self.batch.receive(listener.as_fd(), wildcard) else { return 0 };
         let answered = catch_unwind(AssertUnwindSafe(|| self.answer_batch(listener, count)));
         if answered.is_err() {
-            self.shared.drops.panics.add(1);
+            self.shared.resolver.panics.add(1);
             return 0;
         }
         count

@@ -338,7 +338,7 @@ fn process(page: &mut Page, shared: &Shared, facts: &Facts) {
         "coredns_panics_total",
         "counter",
         "A metrics that counts the number of panics.",
-        drops.panics.get(),
+        shared.resolver.panics.get(),
     );
     page.single(
         "coredns_reload_failed_total",
