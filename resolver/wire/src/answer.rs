@@ -19,7 +19,7 @@ use crate::reply::{Reply, Section};
 /// The records of a response without its OPT, borrowed from wherever they are kept.
 #[derive(Debug, Clone, Copy)]
 pub struct Answer<'a> {
-    /// AA, RA and AD of the response; the other bits depend on who asks.
+    /// AA, TC, RA and AD of the response; the other bits depend on who asks.
     pub flags: Flags,
     /// The response code; all twelve bits.
     pub rcode: Rcode,
@@ -68,7 +68,7 @@ impl OwnedAnswer {
             ttl_offsets.extend_from_slice(&offset.to_le_bytes());
         }
         Ok(Self {
-            flags: Flags(reply.header.flags.0 & (Flags::AA | Flags::RA | Flags::AD)),
+            flags: Flags(reply.header.flags.0 & (Flags::AA | Flags::TC | Flags::RA | Flags::AD)),
             rcode: reply.rcode(),
             counts: [count(Section::Answer)?, count(Section::Authority)?, count(Section::Additional)?],
             ttl_offsets: ttl_offsets.into(),

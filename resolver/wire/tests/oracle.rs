@@ -202,6 +202,21 @@ fn a_code_beyond_fifteen_is_servfail_for_a_client_without_edns() {
 }
 
 #[test]
+fn a_response_that_was_truncated_on_its_way_to_us_says_so_to_the_client() {
+    let name: OracleName<Vec<u8>> = "a.test".parse().unwrap();
+    let mut builder = MessageBuilder::new_vec().question();
+    builder.header_mut().set_qr(true);
+    builder.header_mut().set_tc(true);
+    builder.push((&name, Rtype::A)).unwrap();
+    let packet = builder.finish();
+    let answer = OwnedAnswer::from_reply(&packet, &Reply::parse(&packet).unwrap()).unwrap();
+    let (query, mut buffer, _) = ask(1, &name, 1, Client { edns: None, recursion_desired: true });
+    buffer.resize(600, 0);
+    let length = answer.as_answer().write(&mut buffer, &query, None, 512).unwrap();
+    assert!(Message::from_octets(&buffer[..length]).unwrap().header().tc());
+}
+
+#[test]
 fn records_behind_the_opt_record_are_left_out_and_not_counted() {
     let name: OracleName<Vec<u8>> = "a.test".parse().unwrap();
     let mut builder = MessageBuilder::new_vec().question();
