@@ -286,7 +286,7 @@ impl Response {
     }
 
     fn record(mut self, section: usize, owner: &str, ttl: u32, data: Data) -> Self {
-        self.sections[section].push((name(owner), Ttl::from_secs(ttl), data));
+        self.sections.get_mut(section).unwrap().push((name(owner), Ttl::from_secs(ttl), data));
         self
     }
 
