@@ -102,7 +102,15 @@ pub fn isolate_as(mut command: Command) -> Result<Isolation, Error> {
         return Ok(Isolation::Inside);
     }
     make_namespaces()?;
+    command.env(INSIDE_VARIABLE, "1");
+    supervise(command).map(Isolation::Finished)
+}
 
+/// Starts a program, hands SIGINT and SIGTERM on to it (the second of them as SIGKILL), and waits for its end.
+///
+/// Returns its exit code, or 128 and the signal's number. The program starts with these signals blocked, so that none
+/// is lost: it calls [`settle`] or [`end_with_parent`] first. Must be called while the process has one thread.
+pub fn supervise(mut command: Command) -> Result<i32, Error> {
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGCHLD] {
         signals.add(signal);
@@ -110,14 +118,11 @@ pub fn isolate_as(mut command: Command) -> Result<Isolation, Error> {
     // The inner process inherits the mask and lifts it in `settle`; blocked from before its start, no signal is lost.
     signals.thread_block().map_err(Error::at("block signals"))?;
     let reader = SignalFd::new(&signals).map_err(Error::at("open a signal descriptor"))?;
-    let child = command
-        .env(INSIDE_VARIABLE, "1")
-        .spawn()
-        .map_err(Error::at("start this program again inside the namespaces"))?;
+    let child = command.spawn().map_err(Error::at(format!("start {}", command.get_program().display())))?;
     let pid = Pid::from_raw(i32::try_from(child.id()).map_err(Error::at("read a process id"))?);
     let code = wait_and_hand_on(pid, &reader);
     signals.thread_unblock().map_err(Error::at("unblock signals"))?;
-    code.map(Isolation::Finished)
+    code
 }
 
 /// Whether this process is the inner one.
@@ -127,12 +132,7 @@ pub fn is_inside() -> bool {
 
 /// Prepares the inner process: dies with the outer one, sees its own `/proc`, keeps its mounts to itself, has `lo`.
 pub fn settle() -> Result<(), Error> {
-    set_pdeathsig(Signal::SIGKILL).map_err(Error::at("ask to die with the outer process"))?;
-    let mut signals = SigSet::empty();
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGCHLD] {
-        signals.add(signal);
-    }
-    signals.thread_unblock().map_err(Error::at("unblock signals"))?;
+    follow_parent(Signal::SIGKILL)?;
     keep_mounts_private()?;
     mount(
         Some("proc"),
@@ -145,6 +145,21 @@ pub fn settle() -> Result<(), Error> {
         "mount /proc inside (inside a container, run it with an unmasked /proc or as privileged)",
     ))?;
     Netns::current()?.set_up("lo")
+}
+
+/// For a program under [`supervise`] that needs no namespaces: receives signals again, and gets SIGTERM when its parent
+/// ends, killed or not.
+pub fn end_with_parent() -> Result<(), Error> {
+    follow_parent(Signal::SIGTERM)
+}
+
+fn follow_parent(signal: Signal) -> Result<(), Error> {
+    set_pdeathsig(signal).map_err(Error::at("ask to die with the outer process"))?;
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGCHLD] {
+        signals.add(signal);
+    }
+    signals.thread_unblock().map_err(Error::at("unblock signals"))
 }
 
 /// No mount of this mount namespace reaches another, nor the other way.
