@@ -1,0 +1,424 @@
+//! The demo itself, in the order in which it is printed. Each number that is not as it should be is said in red, and
+//! makes the exit status 1.
+
+use std::fmt::Display;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::process::exit;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nodestub_demo::args::Arguments;
+use nodestub_demo::terminal::{Palette, Style, printable, span};
+use nodestub_demo::{BUILT_VARIABLE, STARTED_VARIABLE, now_ms};
+use nodestub_lab::{Error, Pod};
+
+use crate::cleanup::Cleanup;
+use crate::diff::{self, Line};
+use crate::manifest::{self, Picked};
+use crate::resolv_conf::ResolvConf;
+use crate::rounds::{Asker, NAMES, Outcome, Round};
+use crate::scene::{Bypass, OUTSIDE_DELAY, POD, Scene};
+
+/// What a program is told when nobody reads its output any more (128 and SIGPIPE).
+const BROKEN_PIPE: i32 = 141;
+/// Width of a column of numbers.
+const COLUMN: usize = 12;
+
+/// The demo.
+pub(crate) struct Play<'a> {
+    arguments: &'a Arguments,
+    palette: Palette,
+    picked: Picked,
+    cleanup: Arc<Cleanup>,
+    verdicts: Vec<Verdict>,
+}
+
+/// A line of the summary.
+struct Verdict {
+    subject: &'static str,
+    good: String,
+    faults: Vec<String>,
+}
+
+impl<'a> Play<'a> {
+    /// Reads the manifest, and minds signals from here on.
+    pub(crate) fn new(arguments: &'a Arguments) -> Result<Self, Error> {
+        let cleanup = Arc::new(Cleanup::default());
+        cleanup.on_signals()?;
+        Ok(Self {
+            arguments,
+            palette: Palette::for_stdout(arguments.colour),
+            picked: manifest::load(arguments.manifest.as_deref())?,
+            cleanup,
+            verdicts: Vec::new(),
+        })
+    }
+
+    /// Plays in namespaces; `outer` is the process by which others enter them.
+    pub(crate) fn in_namespaces(mut self, outer: Option<&str>) -> Result<u8, Error> {
+        let mut scene = Scene::in_namespaces(&self.cleanup, self.arguments.manifest.as_deref())?;
+        self.opening();
+        let ends = scene.endpoints;
+        self.line(format_args!(
+            "  pod {} ── node {} ── cluster DNS {} ── outside DNS, {} away",
+            self.cyan(POD),
+            self.cyan(ends.resolver.ip()),
+            self.cyan(ends.cluster_dns.ip()),
+            span(OUTSIDE_DELAY)
+        ));
+        self.note(
+            "Network namespaces of the demo's own; the machine's is not touched. Connection tracking is",
+        );
+        self.note("forced on in the node, so that its table shows what would fill it.");
+        scene.force_tracking()?;
+        let played = self.play(&mut scene, true);
+        self.end(played, &scene, outer)
+    }
+
+    /// Plays on loopback, and says why and what is left out.
+    pub(crate) fn on_loopback(mut self, reason: &str) -> Result<u8, Error> {
+        let mut scene = Scene::on_loopback(&self.cleanup)?;
+        self.opening();
+        self.line(
+            self.palette.paint(Style::Yellow, format_args!("  On loopback, with high ports: {reason}.")),
+        );
+        self.note("Left out: the pod's and the node's network, the local address, the bypass of connection tracking,");
+        self.note("and the system's resolver library, which knows port 53 only; the demo's own client asks instead.");
+        let played = self.play(&mut scene, false);
+        self.end(played, &scene, None)
+    }
+
+    fn opening(&self) {
+        self.line(self.palette.paint(Style::Bold, "Nodestub: DNS for pods, answered on their own node"));
+        self.line(self.palette.heading("The place"));
+    }
+
+    fn play(&mut self, scene: &mut Scene, namespaces: bool) -> Result<(), Error> {
+        let namespace = self.picked.namespace.clone();
+        scene.start_cluster_dns(&namespace)?;
+        scene.start_resolver(Bypass::On)?;
+        self.line(format_args!(
+            "  Running: nodestub-resolver {}, a second one as cluster DNS {}, nodestub-webhook",
+            self.cyan(scene.endpoints.resolver),
+            self.cyan(scene.endpoints.cluster_dns)
+        ));
+
+        let resolv_conf = self.admission(scene)?;
+        let pod = match scene.pod().filter(|_| namespaces) {
+            Some(netns) => Some(Pod::new(netns, &resolv_conf.to_string())?),
+            None => None,
+        };
+        let asker = Asker { scene, pod: pod.as_ref(), resolv_conf: &resolv_conf, namespace: &namespace };
+        let questions = self.names(&asker)?;
+        if namespaces {
+            self.tracking(&asker, questions)?;
+        }
+        Ok(())
+    }
+
+    fn admission(&mut self, scene: &Scene) -> Result<ResolvConf, Error> {
+        let (address, ca) = scene.start_webhook(&self.picked.namespace)?;
+        let Picked { file, kind, name, namespace, pod } = &self.picked;
+        self.line(self.palette.heading("A Pod is created"));
+        self.line(format_args!(
+            "  {} {} in namespace {} {}",
+            printable(kind),
+            self.cyan(printable(name)),
+            self.cyan(printable(namespace)),
+            self.palette.paint(Style::Dim, format_args!("({})", printable(file)))
+        ));
+        let admitted = scene.admit(address, &ca, &self.picked)?;
+        self.line(format_args!(
+            "  AdmissionReview to https://{}/mutate: {} in {}, {} operations",
+            crate::admission::SERVER_NAME,
+            self.green(&admitted.decision),
+            span(admitted.took),
+            admitted.operations,
+        ));
+        self.note(&format!("{}, the certificate checked against the CA issued a moment ago", admitted.tls));
+        for warning in &admitted.warnings {
+            self.line(self.palette.paint(Style::Yellow, format_args!("  Warning: {warning}")));
+        }
+        if admitted.operations == 0 {
+            return Err(Error::new(format!(
+                "the webhook leaves this Pod as it is ({}), so there is nothing more to show: give a Pod that may be changed",
+                admitted.decision
+            )));
+        }
+        self.line("");
+        for line in diff::between(pod, &admitted.pod) {
+            self.line(match line {
+                Line::Added(text) => self.green(format_args!("  + {}", printable(&text))),
+                Line::Removed(text) => self.red(format_args!("  - {}", printable(&text))),
+                Line::Same(text) => format!("    {}", printable(&text)),
+                Line::Left(_) => self.palette.paint(Style::Dim, "    ..."),
+            });
+        }
+
+        let resolv_conf = ResolvConf::of_pod(&admitted.pod)?;
+        self.line(self.palette.heading("/etc/resolv.conf of the Pod"));
+        for line in resolv_conf.to_string().lines() {
+            self.line(format_args!("  {}", printable(line)));
+        }
+        let mut faults = Vec::new();
+        let local = scene.endpoints.resolver.ip().to_string();
+        if resolv_conf.nameservers.first() != Some(&local) {
+            faults.push(format!("the first nameserver of the Pod is not {local}"));
+        }
+        let good = format!("{} over {}, in {}", admitted.decision, admitted.tls, span(admitted.took));
+        self.verdicts.push(Verdict { subject: "admission", good, faults });
+        Ok(resolv_conf)
+    }
+
+    /// Two rounds; returns how many questions they were.
+    fn names(&mut self, asker: &Asker<'_>) -> Result<f64, Error> {
+        let idle = asker.idle()?;
+        asker.scene.forget_tracked()?;
+        let (first, second) = (asker.round()?, asker.round()?);
+        self.line(self.palette.heading("Names, resolved in the Pod"));
+        match idle {
+            Some(idle) => self.note(&format!(
+                "By getent, so by the system's own library. {} of each time is the start of getent itself.",
+                span(idle)
+            )),
+            None => self.note("By the demo's own client, with the Pod's search list."),
+        }
+        self.line("");
+        self.line(self.palette.paint(
+            Style::Dim,
+            format_args!("  {:<32}{:<18}{:>COLUMN$}{:>COLUMN$}", "", "", "first", "again"),
+        ));
+        let mut wrong: Vec<String> = Vec::new();
+        for (((name, wanted), one), two) in NAMES.iter().zip(&first.asked).zip(&second.asked) {
+            let fault = fault(name, *wanted, &one.outcome).or_else(|| fault(name, *wanted, &two.outcome));
+            let (style, text) = match &one.outcome {
+                Outcome::Address(address) => (Style::Green, address.clone()),
+                Outcome::None => (Style::Green, "no such name".to_owned()),
+                Outcome::Failed(_) => (Style::Red, "failed".to_owned()),
+            };
+            let style = if fault.is_some() { Style::Red } else { style };
+            let text = self.palette.paint(style, format_args!("{text:<18}"));
+            self.line(format_args!(
+                "  {name:<32}{text}{:>COLUMN$}{:>COLUMN$}",
+                span(one.took),
+                span(two.took)
+            ));
+            wrong.extend(fault);
+        }
+        self.line("");
+        let (one, two) = (first.counted, second.counted);
+        for (label, a, b) in [
+            ("questions to the node's resolver", one.questions, two.questions),
+            ("  answered from its cache", one.hits, two.hits),
+            ("  passed on to the cluster DNS", one.misses, two.misses),
+        ] {
+            self.line(format_args!("  {label:<50}{a:>COLUMN$.0}{b:>COLUMN$.0}"));
+        }
+        let label = "the resolver's own time for one, on average";
+        self.line(format_args!("  {label:<50}{:>COLUMN$}{:>COLUMN$}", span(one.mean()), span(two.mean())));
+
+        let expected = asker.questions();
+        let mut not_cached = Vec::new();
+        for (which, counted) in [("first", one), ("second", two)] {
+            if counted.failures > 0.0 {
+                wrong.push(format!("{:.0} answers of the {which} round were SERVFAIL", counted.failures));
+            }
+            if counted.questions < expected && !asker.resolv_conf.rotates() {
+                let missing = expected - counted.questions;
+                wrong.push(format!(
+                    "{missing:.0} questions of the {which} round went past the node's resolver"
+                ));
+            }
+        }
+        if two.misses > 0.0 || two.hits < two.questions {
+            not_cached.push(format!(
+                "{:.0} questions of the second round were not answered from the cache",
+                two.misses
+            ));
+        }
+        let good = format!("{} of {} as they should be", NAMES.len(), NAMES.len());
+        self.verdicts.push(Verdict { subject: "names", good, faults: wrong });
+        let good = format!(
+            "{:.0} of {:.0} questions of the second round, {} instead of {} each",
+            two.hits,
+            two.questions,
+            span(two.mean()),
+            span(one.mean())
+        );
+        self.verdicts.push(Verdict { subject: "cache", good, faults: not_cached });
+        Ok(one.questions + two.questions)
+    }
+
+    /// What the rounds so far have left in the node's table, and what they leave without the bypass.
+    fn tracking(&mut self, asker: &Asker<'_>, questions: f64) -> Result<(), Error> {
+        let scene = asker.scene;
+        let (with, to_cluster) = scene.tracked()?;
+        let status = scene.stop_resolver()?;
+        let clean = scene.node_is_clean()?;
+        scene.start_resolver(Bypass::Off)?;
+        scene.forget_tracked()?;
+        let rounds = [asker.round()?, asker.round()?];
+        let (without, _) = scene.tracked()?;
+
+        self.line(self.palette.heading("Connection tracking on the node"));
+        self.note(
+            "Entries for the local address, port 53, after two rounds of the names above. For the second row",
+        );
+        self.note("the resolver was started anew with -setupiptables=false, and the same names were asked for again.");
+        self.line("");
+        let header = format!("  {:<50}{:>COLUMN$}{:>COLUMN$}", "", "questions", "entries");
+        self.line(self.palette.paint(Style::Dim, header));
+        let unbypassed = rounds.iter().map(|round| round.counted.questions).sum();
+        for (label, questions, entries, good) in [
+            ("with the bypass", questions, with, with == 0),
+            ("without it", unbypassed, without, without > 0),
+        ] {
+            let style = if good { Style::Green } else { Style::Red };
+            let entries = self.palette.paint(style, format_args!("{entries:>COLUMN$}"));
+            self.line(format_args!("  {label:<50}{questions:>COLUMN$.0}{entries}"));
+        }
+        self.line("");
+        self.note(&format!(
+            "The resolver's own connections to the cluster DNS are tracked in any case, for kube-proxy: {to_cluster}."
+        ));
+
+        let mut faults: Vec<String> = rounds.iter().flat_map(wrong_names).collect();
+        if with != 0 {
+            faults.push(format!("{with} entries with the bypass, where there should be none"));
+        }
+        if without == 0 {
+            faults.push("no entry without the bypass, so the count proves nothing".to_owned());
+        }
+        if !status.success() {
+            faults.push(format!("the resolver ended with {status} when it was asked to stop"));
+        }
+        if !clean {
+            faults.push("the resolver has left its address or its rules behind".to_owned());
+        }
+        let good = format!("{with} entries with the bypass, {without} without it");
+        self.verdicts.push(Verdict { subject: "conntrack", good, faults });
+        Ok(())
+    }
+
+    /// The summary, and with `--keep` the time until Ctrl-C.
+    fn end(mut self, played: Result<(), Error>, scene: &Scene, outer: Option<&str>) -> Result<u8, Error> {
+        played?;
+        self.line(self.palette.heading("Summary"));
+        for verdict in std::mem::take(&mut self.verdicts) {
+            let subject = self.palette.paint(Style::Bold, format_args!("{:<10}", verdict.subject));
+            if verdict.faults.is_empty() {
+                self.line(format_args!("  {} {subject} {}", self.green("✓"), verdict.good));
+            }
+            for fault in &verdict.faults {
+                self.line(format_args!("  {} {subject} {}", self.red("✗"), self.red(fault)));
+            }
+            self.verdicts.push(verdict);
+        }
+        let subject = self.palette.paint(Style::Bold, format_args!("{:<10}", "time"));
+        self.line(format_args!("    {subject} {}", times()));
+        let failed = self.verdicts.iter().any(|verdict| !verdict.faults.is_empty());
+        if self.arguments.keep {
+            self.keep(scene, outer, failed)?;
+        }
+        Ok(u8::from(failed))
+    }
+
+    fn keep(&self, scene: &Scene, outer: Option<&str>, failed: bool) -> Result<(), Error> {
+        let name = "hoge.default.svc.cluster.local";
+        let ends = scene.endpoints;
+        self.line(self.palette.heading("Kept running: ask it from another terminal"));
+        match outer {
+            Some(outer) => {
+                if scene.stop_resolver().is_ok() {
+                    scene.start_resolver(Bypass::On)?;
+                }
+                // In a user namespace the rights there have to be taken on first.
+                let user = if is_real_root() { "" } else { " -U --preserve-credentials" };
+                let enter = format!("nsenter -t {outer}{user} -n");
+                self.line(format_args!(
+                    "  {}",
+                    self.cyan(format_args!("{enter} dig @{} {name}", ends.resolver.ip()))
+                ));
+                self.line(format_args!(
+                    "  {}",
+                    self.cyan(format_args!("{enter} curl http://{}/metrics", ends.metrics))
+                ));
+            }
+            None => {
+                let SocketAddr::V4(resolver) = ends.resolver else { return Ok(()) };
+                let dig = format!("dig @{} -p {} {name}", resolver.ip(), resolver.port());
+                self.line(format_args!("  {}", self.cyan(dig)));
+                self.line(format_args!(
+                    "  {}",
+                    self.cyan(format_args!("curl http://{}/metrics", ends.metrics))
+                ));
+            }
+        }
+        self.line("  Ctrl-C ends it and removes everything.");
+        self.cleanup.keep(failed);
+        loop {
+            std::thread::park();
+        }
+    }
+
+    fn line(&self, text: impl Display) {
+        let mut out = std::io::stdout().lock();
+        if writeln!(out, "{text}").and_then(|()| out.flush()).is_err() {
+            // Nobody reads any more: no reason to go on, and none to complain.
+            self.cleanup.run();
+            exit(BROKEN_PIPE);
+        }
+    }
+
+    fn note(&self, text: &str) {
+        self.line(self.palette.paint(Style::Dim, format_args!("  {text}")));
+    }
+
+    fn cyan(&self, text: impl Display) -> String {
+        self.palette.paint(Style::Cyan, text)
+    }
+
+    fn green(&self, text: impl Display) -> String {
+        self.palette.paint(Style::Green, text)
+    }
+
+    fn red(&self, text: impl Display) -> String {
+        self.palette.paint(Style::Red, text)
+    }
+}
+
+fn wrong_names(round: &Round) -> Vec<String> {
+    let all = NAMES.iter().zip(&round.asked);
+    all.filter_map(|((name, wanted), asked)| fault(name, *wanted, &asked.outcome)).collect()
+}
+
+fn fault(name: &str, wanted: Option<std::net::Ipv4Addr>, found: &Outcome) -> Option<String> {
+    match (wanted, found) {
+        (Some(wanted), Outcome::Address(found)) if *found == wanted.to_string() => None,
+        (None, Outcome::None) => None,
+        (_, Outcome::Failed(why)) => Some(format!("{name}: {why}")),
+        (Some(wanted), Outcome::None) => Some(format!("{name} was not found; it is {wanted}")),
+        (Some(wanted), Outcome::Address(found)) => Some(format!("{name} came to {found}; it is {wanted}")),
+        (None, Outcome::Address(found)) => Some(format!("{name} came to {found}; it does not exist")),
+    }
+}
+
+/// How long all took, as far as is known.
+fn times() -> String {
+    let moment = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let since = |start: u64, end: u64| span(Duration::from_millis(end.saturating_sub(start)));
+    let now = now_ms();
+    match (moment(STARTED_VARIABLE), moment(BUILT_VARIABLE)) {
+        (Some(started), Some(built)) => {
+            format!("{}, of which {} to build", since(started, now), since(started, built))
+        }
+        _ => "not measured: started without cargo demo".to_owned(),
+    }
+}
+
+/// Whether root outside is root here: then the first line of the map is the identity.
+fn is_real_root() -> bool {
+    std::fs::read_to_string("/proc/self/uid_map")
+        .is_ok_and(|map| map.split_whitespace().take(2).all(|number| number == "0"))
+}
