@@ -1,6 +1,6 @@
 //! Answers kept as packets. No sockets, no clock: "now" is an argument.
 //!
-//! - [`judge`]: whether a response is kept, as what, and for how long. Pure.
+//! - [`judge()`]: whether a response is kept, as what, and for how long. Pure.
 //! - [`Cache`]: where it is kept: one level of shards, each behind a plain mutex that is held for a copy only.
 //! - `shard`: one shard: an index over a slab, and S3-FIFO weighed in bytes to choose what goes.
 //!
