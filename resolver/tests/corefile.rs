@@ -141,7 +141,7 @@ fn a_start_that_cannot_bind_leaves_nothing_behind() {
 fn assert_nothing_is_left(net: &Netns, device: &str) {
     assert!(net.addresses(device).is_err(), "the device is there");
     let on_lo: Vec<_> = net.addresses("lo").unwrap().into_iter().map(|(address, _)| address).collect();
-    assert!(on_lo.iter().all(|address| address.is_loopback()), "{on_lo:?}");
+    assert!(on_lo.iter().all(std::net::IpAddr::is_loopback), "{on_lo:?}");
     assert_eq!(net.nft_tables().unwrap(), Vec::<String>::new());
     net.run(|| {
         let any: SocketAddr = "[::]:53".parse().unwrap();

@@ -3,7 +3,12 @@
 //! In process and without a clock: Corefile text is compiled, an upstream's packet is judged and kept, and queries go
 //! through `answer` with a "now" that the test chooses.
 #![forbid(unsafe_code)]
-#![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise, in its helpers too")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test may stop at the first surprise, in its helpers too"
+)]
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -155,7 +160,7 @@ fn the_counter_of_allocations_sees_what_a_miss_costs() {
     let allocations = measure(|| bench.keep(HERE, &query, &response));
     // The list of records, the kept answer's two parts, the entry's bytes: at least.
     assert!(allocations.count_total >= 4, "{allocations:?}");
-    assert!(allocations.bytes_total as usize > response.len(), "{allocations:?}");
+    assert!(allocations.bytes_total > response.len() as u64, "{allocations:?}");
 }
 
 #[test]

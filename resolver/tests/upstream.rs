@@ -1,7 +1,11 @@
 //! What is taken from an upstream and what is not, and how upstreams are asked. The real binary, and servers that
 //! misbehave on demand.
 #![forbid(unsafe_code)]
-#![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise, in its helpers too")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test may stop at the first surprise, in its helpers too"
+)]
 
 mod common;
 

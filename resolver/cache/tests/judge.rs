@@ -1,6 +1,10 @@
 //! What is kept of a response, as what, and for how long. The responses are made by the crate `domain`.
 #![forbid(unsafe_code)]
-#![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise, in its helpers too")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test may stop at the first surprise, in its helpers too"
+)]
 
 use domain::base::iana::{Rcode, Rtype};
 use domain::base::message_builder::MessageBuilder;

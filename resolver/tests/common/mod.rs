@@ -3,6 +3,7 @@
 //! Every scene has a network namespace of its own, so ports are those of real life and tests run side by side.
 //! Deadlines are there for a daemon that hangs, never to measure one.
 #![allow(dead_code, clippy::allow_attributes, reason = "every test file uses another part of it")]
+#![expect(clippy::panic, reason = "a test may stop at the first surprise, in its helpers too")]
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -143,7 +144,8 @@ pub(crate) fn socket(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
-fn get(address: SocketAddr, path: &str) -> (u16, String) {
+/// Status and body of an HTTP resource, from the calling thread's namespace.
+pub(crate) fn get(address: SocketAddr, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect_timeout(&address, HANG).unwrap();
     stream.set_read_timeout(Some(HANG)).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();

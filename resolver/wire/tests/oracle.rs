@@ -3,13 +3,19 @@
 //! Packets are made by `domain`'s builder, with its compression or without, from random names and records of many
 //! types; replies that we write are read by `domain`'s parser.
 #![forbid(unsafe_code)]
-#![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise, in its helpers too")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test may stop at the first surprise, in its helpers too"
+)]
 #![expect(clippy::cast_possible_truncation, reason = "small numbers that the tests chose themselves")]
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use domain::base::iana::{Class, Rcode, Rtype};
-use domain::base::message_builder::{AdditionalBuilder, MessageBuilder, PushError, StaticCompressor};
+use domain::base::message_builder::{
+    AdditionalBuilder, MessageBuilder, OptBuilder, PushError, StaticCompressor,
+};
 use domain::base::name::{ParsedName, ToName};
 use domain::base::rdata::{ComposeRecordData, UnknownRecordData};
 use domain::base::wire::Composer;
@@ -291,7 +297,7 @@ fn script() -> impl Strategy<Value = Script> {
     (bits, name(), 1u16..300, prop::collection::vec(record(), 0..24)).prop_map(
         |((id, aa, ra, rcode, edns), question, qtype, mut records)| {
             records.sort_by_key(|record| record.section);
-            let flags = u16::from(aa) * Flags::AA | u16::from(ra) * Flags::RA;
+            let flags = (u16::from(aa) * Flags::AA) | (u16::from(ra) * Flags::RA);
             Script { id, flags, rcode, question, qtype, records, edns }
         },
     )
@@ -329,7 +335,11 @@ fn build_with<T: Composer + Clone>(script: &Script, mut builder: MessageBuilder<
         push(record, |ttl, data| builder.push((&record.owner, ttl, data)));
     }
     if script.edns {
-        builder.opt(|opt| Ok(opt.set_udp_payload_size(1232))).unwrap();
+        let size = |opt: &mut OptBuilder<'_, T>| {
+            opt.set_udp_payload_size(1232);
+            Ok(())
+        };
+        builder.opt(size).unwrap();
     }
     builder.finish()
 }
@@ -368,7 +378,7 @@ fn ask(id: u16, name: &OracleName<Vec<u8>>, qtype: u16, client: Client) -> (Quer
     builder.push((name, Rtype::from_int(qtype))).unwrap();
     let mut builder = builder.additional();
     if let Some((size, dnssec_ok)) = client.edns {
-        let fill = |opt: &mut domain::base::message_builder::OptBuilder<'_, _>| {
+        let fill = |opt: &mut OptBuilder<'_, _>| {
             opt.set_udp_payload_size(size);
             opt.set_dnssec_ok(dnssec_ok);
             Ok(())
