@@ -34,6 +34,7 @@ use crate::metrics::Counter;
 use crate::query_log::QueryLog;
 use crate::resolve::Resolver;
 use crate::tables::{CompileError, Tables, Workshop};
+use crate::watchdog::{self, SecretLabel};
 
 /// How long queries under way may take after the sockets are closed: one question's whole time.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -130,6 +131,7 @@ impl<'a> Running<'a> {
             loop_probes: LoopProbes::default(),
             query_log: QueryLog::start().map_err(StartError::System)?,
             coalescer: Coalescer::default(),
+            secret_label: SecretLabel::new(),
             panics: Counter::default(),
         };
         let shared = Shared::new(Tables::default(), resolver);
@@ -151,6 +153,7 @@ impl<'a> Running<'a> {
             loop_watch: CancellationToken::new(),
         };
         running.apply(config.clone(), tables)?;
+        watchdog::start(Arc::clone(&running.status)).map_err(StartError::System)?;
         Ok(running)
     }
 

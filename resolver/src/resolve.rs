@@ -24,6 +24,7 @@ use crate::loops::LoopProbes;
 use crate::metrics::{Counter, Observation, Protocol, Source};
 use crate::query_log::{LogLine, QueryLog};
 use crate::tables::{Block, Route};
+use crate::watchdog::SecretLabel;
 
 /// What all queries share.
 #[derive(Debug)]
@@ -38,6 +39,8 @@ pub struct Resolver {
     pub query_log: QueryLog,
     /// Questions to upstreams under way.
     pub coalescer: Coalescer<Question, Answered>,
+    /// Names that only the watchdog asks for.
+    pub secret_label: SecretLabel,
     /// Panics caught while answering: bugs of ours, each of which cost a query or a batch its answer.
     pub panics: Counter,
 }
@@ -80,6 +83,15 @@ impl Resolver {
     /// Answers a query, and returns the packet of the reply.
     pub async fn resolve(&self, miss: Miss) -> Vec<u8> {
         let Miss { packet, query, route, client, protocol, received } = miss;
+        if query.qtype == rtype::HINFO && self.secret_label.is_first_of(query.name.as_bytes()) {
+            // The watchdog's: it has come the whole way, and is nobody's business.
+            return write_reply(
+                packet,
+                &query,
+                &Answered::bare(Rcode::NOERROR),
+                size_limit(&query, protocol),
+            );
+        }
         let answered = AssertUnwindSafe(self.answer(&query, &route, protocol)).catch_unwind().await;
         let answered = answered.unwrap_or_else(|_| self.after_a_panic());
         let request_bytes = packet.len();
@@ -106,7 +118,7 @@ impl Resolver {
 
     async fn answer(&self, query: &Query, route: &Route, protocol: Protocol) -> Answered {
         if query.qtype == rtype::HINFO && self.loop_probes.came_back(&query.name) {
-            return Answered::failure(Rcode::SERVFAIL);
+            return Answered::bare(Rcode::SERVFAIL);
         }
         let block = &route.block;
         let shelf = Shelf::new(self, block, query);
@@ -123,7 +135,7 @@ impl Resolver {
             return shelf.keep_local(answer);
         }
         let Some(forwarder) = block.forwarders.iter().find(|forwarder| forwarder.matches(&shelf.name)) else {
-            return Answered::failure(Rcode::SERVFAIL);
+            return Answered::bare(Rcode::SERVFAIL);
         };
         let _place = match forwarder.enter() {
             Ok(place) => place,
@@ -138,7 +150,7 @@ impl Resolver {
 
     fn after_a_panic(&self) -> Answered {
         self.panics.add(1);
-        Answered::failure(Rcode::SERVFAIL)
+        Answered::bare(Rcode::SERVFAIL)
     }
 }
 
@@ -205,7 +217,7 @@ impl Shelf {
 
     fn keep_response(&self, response: &Response) -> Answered {
         let Ok(answer) = OwnedAnswer::from_reply(&response.packet, &response.reply) else {
-            return Answered::failure(Rcode::SERVFAIL);
+            return Answered::bare(Rcode::SERVFAIL);
         };
         self.keep(answer, Source::Forward, |limits| judge(&response.packet, &response.reply, limits))
     }
@@ -229,7 +241,7 @@ impl Shelf {
             tracing::error!(name = %self.name, qtype = self.ask.qtype, %error, "errors: no answer from upstream");
         }
         if matches!(error, ForwardError::Overloaded) {
-            return Answered::failure(Rcode::REFUSED);
+            return Answered::bare(Rcode::REFUSED);
         }
         self.keep(OwnedAnswer::empty(Rcode::SERVFAIL), Source::Server, failure)
     }
@@ -265,7 +277,8 @@ fn failure(limits: &Limits) -> Judgement {
 }
 
 impl Answered {
-    fn failure(rcode: Rcode) -> Self {
+    /// Without records, and not kept.
+    fn bare(rcode: Rcode) -> Self {
         Self { answer: Arc::new(OwnedAnswer::empty(rcode)), ttl: None, source: Source::Server }
     }
 }
