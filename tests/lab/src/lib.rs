@@ -9,6 +9,7 @@
 //! | [`netns`] | [`Netns`]: a network namespace, closures and processes inside it, veth pairs, addresses, routes |
 //! | [`pod`] | [`Pod`]: a mount namespace with its own `/etc/resolv.conf`, so that the system's resolver library runs as in a pod |
 //! | [`isolate`](mod@isolate) | [`rights`], [`isolate()`]: run the whole program in namespaces of its own, with or without root |
+//! | [`nat`] | send packets for one address to another, as kube-proxy does |
 //! | [`conntrack`] | force connection tracking on, read the table |
 //! | [`dns`] | [`ask`], [`exchange`]: the client |
 //! | [`upstream`] | [`Upstream`]: a scripted server, good or bad |
@@ -53,6 +54,7 @@ pub mod daemon;
 pub mod dns;
 mod error;
 pub mod isolate;
+pub mod nat;
 mod netfilter;
 pub mod netns;
 pub mod pod;

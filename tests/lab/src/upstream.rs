@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, U
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use domain::base::iana::Rcode;
@@ -91,12 +91,13 @@ pub struct Received {
 
 type Behaviour = dyn Fn(&[u8], Transport) -> Vec<Reply> + Send + Sync;
 
-/// A running server. Stops on drop.
+/// A running server. Stops on drop; then nobody listens there any more.
 pub struct Upstream {
     address: SocketAddr,
     shared: Arc<Shared>,
     udp: Arc<UdpSocket>,
     tcp: Arc<TcpListener>,
+    listeners: Vec<JoinHandle<()>>,
 }
 
 struct Shared {
@@ -130,12 +131,18 @@ impl Upstream {
             grew: Condvar::new(),
             stopped: AtomicBool::new(false),
         });
-        let server = Self { address, shared, udp: Arc::new(udp), tcp: Arc::new(tcp) };
-        let (shared, udp) = (Arc::clone(&server.shared), Arc::clone(&server.udp));
-        thread::spawn(move || shared.serve_udp(&udp));
-        let (shared, tcp) = (Arc::clone(&server.shared), Arc::clone(&server.tcp));
-        thread::spawn(move || shared.serve_tcp(&tcp));
-        Ok(server)
+        let (udp, tcp) = (Arc::new(udp), Arc::new(tcp));
+        let listeners = vec![
+            thread::spawn({
+                let (shared, udp) = (Arc::clone(&shared), Arc::clone(&udp));
+                move || shared.serve_udp(&udp)
+            }),
+            thread::spawn({
+                let (shared, tcp) = (Arc::clone(&shared), Arc::clone(&tcp));
+                move || shared.serve_tcp(&tcp)
+            }),
+        ];
+        Ok(Self { address, shared, udp, tcp, listeners })
     }
 
     /// Where it listens.
@@ -200,6 +207,10 @@ impl Drop for Upstream {
         for stream in self.shared.log().streams.drain(..) {
             // Already closed by its peer, perhaps.
             stream.shutdown(std::net::Shutdown::Both).ok();
+        }
+        // They hold the sockets; a reply that is still waiting for its time may do so a while longer.
+        for listener in self.listeners.drain(..) {
+            listener.join().ok();
         }
     }
 }
