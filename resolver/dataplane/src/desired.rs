@@ -1,32 +1,20 @@
 //! What the node should look like, as plain values. No kernel here.
 //!
-//! [`Desired`] is checked when it is made, [`Desired::ruleset`] computes the rules, and their `Display` is nft's own
-//! language: what `nodestub-resolver rules` prints, and what `nft -f` would take.
+//! [`Desired`] is checked when it is made; [`Desired::ruleset`] computes the rules (see [`rules`](crate::rules)).
 //!
-//! # Which rules, and why no others
+//! What becomes of a query while nobody listens is [`FailOpen`], for each address its own:
 //!
-//! For each address, UDP and TCP apart, port P:
-//!
-//! | chain | rule | without it, tracked is |
+//! | made by | without a listener, a pod's query | the host's own query |
 //! | --- | --- | --- |
-//! | prerouting | to the address, destination port P | a pod's query |
-//! | output | from the address, source port P | every answer (the answer to an untracked query opens a new entry) |
-//! | output | to the address, destination port P | a query of the host's own processes |
-//!
-//! and with a health port H, TCP only, because kubelets ask on the node itself:
-//!
-//! | chain | rule | without it, tracked is |
-//! | --- | --- | --- |
-//! | output | to the address, destination port H | a probe |
-//! | output | from the address, source port H | the answer to a probe |
-//!
-//! A packet over `lo` keeps the verdict of the output chain, so the host's queries need nothing in prerouting.
-//! NodeLocal has the same eight rules for an address in its raw table. `tests/bypass.rs` takes each one away and sees
-//! entries appear.
+//! | [`Desired::with_fallback`] | goes on to the target, and its answer comes from the address that was asked | is refused |
+//! | [`Desired::intercept`] | is left to kube-proxy, as if we were not there | is kube-proxy's always |
+//! | neither | is refused | is refused |
 
 use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
+
+use crate::rules::{self, Ruleset};
 
 /// The device that carries the addresses, unless the operator says otherwise.
 pub const DEFAULT_DEVICE: &str = "nodestub";
@@ -36,8 +24,6 @@ pub const TABLE: &str = "nodestub";
 pub const MAX_ADDRESSES: usize = 16;
 /// Linux's `IFNAMSIZ` less the final zero.
 const MAX_DEVICE_NAME_OCTETS: usize = 15;
-/// `NF_IP_PRI_RAW`: before connection tracking, which is at -200.
-const PRIORITY_RAW: i32 = -300;
 
 /// The desired state of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +32,11 @@ pub struct Desired {
     device: String,
     dns_port: NonZeroU16,
     health_port: Option<NonZeroU16>,
+    /// Local address and where its queries go while nobody listens.
+    targets: Vec<(IpAddr, IpAddr)>,
+    /// Those of the addresses that kube-proxy serves as well.
+    services: Vec<IpAddr>,
+    switched_off: bool,
 }
 
 impl Desired {
@@ -58,19 +49,7 @@ impl Desired {
         dns_port: NonZeroU16,
         health_port: Option<NonZeroU16>,
     ) -> Result<Self, Error> {
-        let mut unique: Vec<IpAddr> = Vec::with_capacity(addresses.len().min(MAX_ADDRESSES));
-        for address in addresses {
-            let mapped = matches!(address, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
-            if address.is_loopback() || address.is_unspecified() || address.is_multicast() || mapped {
-                return Err(Error::Address(*address));
-            }
-            if !unique.contains(address) {
-                unique.push(*address);
-            }
-        }
-        if unique.is_empty() || unique.len() > MAX_ADDRESSES {
-            return Err(Error::AddressCount(unique.len()));
-        }
+        let addresses = unique(addresses)?;
         let plain = |byte: u8| byte.is_ascii_graphic() && byte != b'/' && byte != b':';
         if device.is_empty()
             || device.len() > MAX_DEVICE_NAME_OCTETS
@@ -82,10 +61,61 @@ impl Desired {
         if health_port == Some(dns_port) {
             return Err(Error::SamePort(dns_port));
         }
-        Ok(Self { addresses: unique, device: device.to_owned(), dns_port, health_port })
+        Ok(Self {
+            addresses,
+            device: device.to_owned(),
+            dns_port,
+            health_port,
+            targets: Vec::new(),
+            services: Vec::new(),
+            switched_off: false,
+        })
     }
 
-    /// The addresses, each once, in the order they were given.
+    /// While nobody listens on `address`, its queries go to `target`, of the same family: the ClusterIP of kube-dns,
+    /// or any address that answers DNS. A second call for the same address replaces the first.
+    ///
+    /// The target may be an address of [`Desired::intercept`] (called before), never another local address.
+    pub fn with_fallback(mut self, address: IpAddr, target: IpAddr) -> Result<Self, Error> {
+        if !self.addresses.contains(&address) {
+            return Err(Error::NotLocal(address));
+        }
+        if !is_reachable(target) {
+            return Err(Error::Target(target));
+        }
+        if target.is_ipv4() != address.is_ipv4() {
+            return Err(Error::TargetFamily { address, target });
+        }
+        if target == address || (self.addresses.contains(&target) && !self.services.contains(&target)) {
+            return Err(Error::TargetIsLocal(target));
+        }
+        self.targets.retain(|(local, _)| *local != address);
+        self.targets.push((address, target));
+        Ok(self)
+    }
+
+    /// Binds these service addresses (ClusterIPs) as well. While nobody listens on one, its packets are left to
+    /// kube-proxy. Queries of the host's own processes to them are always kube-proxy's.
+    ///
+    /// Addresses that are among the local ones already become service addresses.
+    pub fn intercept(mut self, services: &[IpAddr]) -> Result<Self, Error> {
+        let all: Vec<IpAddr> = self.addresses.iter().chain(services).copied().collect();
+        self.addresses = unique(&all)?;
+        for service in services {
+            if !self.services.contains(service) {
+                self.services.push(*service);
+            }
+        }
+        Ok(self)
+    }
+
+    /// The same with fail-open off everywhere: for a kernel that lacks what it needs.
+    pub fn without_fail_open(mut self) -> Self {
+        self.switched_off = true;
+        self
+    }
+
+    /// The addresses, each once, in the order they were given, service addresses included.
     pub fn addresses(&self) -> &[IpAddr] {
         &self.addresses
     }
@@ -95,158 +125,85 @@ impl Desired {
         &self.device
     }
 
-    /// The rules that follow. See the module's comment.
+    /// The port of DNS.
+    pub fn dns_port(&self) -> NonZeroU16 {
+        self.dns_port
+    }
+
+    /// The port of the health check; `None` makes no rules for it.
+    pub fn health_port(&self) -> Option<NonZeroU16> {
+        self.health_port
+    }
+
+    /// Whether kube-proxy serves the address as well.
+    pub fn is_service(&self, address: IpAddr) -> bool {
+        self.services.contains(&address)
+    }
+
+    /// What becomes of queries while nobody listens, address by address.
+    pub fn fail_open(&self) -> impl Iterator<Item = (IpAddr, FailOpen)> {
+        self.addresses.iter().map(|address| (*address, self.fail_open_of(*address)))
+    }
+
+    /// The rules that follow.
     pub fn ruleset(&self) -> Ruleset {
-        let mut rules = Vec::new();
-        for &address in &self.addresses {
-            for protocol in [Protocol::Udp, Protocol::Tcp] {
-                let port = self.dns_port;
-                let rule = |hook, side, purpose| Rule { hook, side, address, protocol, port, purpose };
-                rules.push(rule(Hook::Prerouting, Side::Destination, "queries of pods"));
-                rules.push(rule(Hook::Output, Side::Source, "answers"));
-                rules.push(rule(Hook::Output, Side::Destination, "queries of the host"));
-            }
-            if let Some(port) = self.health_port {
-                let protocol = Protocol::Tcp;
-                let rule =
-                    |side, purpose| Rule { hook: Hook::Output, side, address, protocol, port, purpose };
-                rules.push(rule(Side::Destination, "health probes"));
-                rules.push(rule(Side::Source, "answers to health probes"));
-            }
+        rules::ruleset(self)
+    }
+
+    fn fail_open_of(&self, address: IpAddr) -> FailOpen {
+        if self.switched_off {
+            return FailOpen::Off(OffReason::SwitchedOff);
         }
-        Ruleset { rules }
-    }
-}
-
-/// The whole content of our table: two base chains at raw priority and these rules.
-///
-/// Its `Display` is a file for `nft -f` that replaces the table in one transaction.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ruleset {
-    rules: Vec<Rule>,
-}
-
-impl Ruleset {
-    /// The rules of both chains, each chain's in its order.
-    pub fn rules(&self) -> &[Rule] {
-        &self.rules
-    }
-
-    /// The rules of one chain, in order.
-    pub fn chain(&self, hook: Hook) -> impl Iterator<Item = &Rule> {
-        self.rules.iter().filter(move |rule| rule.hook == hook)
-    }
-
-    /// The ruleset with one rule left out, to show what that rule is for. An index past the end leaves out none.
-    pub fn without(&self, index: usize) -> Self {
-        let kept = self.rules.iter().enumerate().filter(|(at, _)| *at != index);
-        Self { rules: kept.map(|(_, rule)| *rule).collect() }
-    }
-}
-
-impl fmt::Display for Ruleset {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{")?;
-        for hook in Hook::ALL {
-            writeln!(f, "\tchain {hook} {{")?;
-            writeln!(f, "\t\ttype filter hook {hook} priority {}; policy accept;", hook.priority())?;
-            for rule in self.chain(hook) {
-                writeln!(f, "\t\t{rule}")?;
+        match self.targets.iter().find(|(local, _)| *local == address) {
+            Some((_, target)) => FailOpen::To(*target),
+            None if self.services.contains(&address) => FailOpen::KubeProxy,
+            None if self.targets.is_empty() => FailOpen::Off(OffReason::NoTarget),
+            None if self.targets.iter().all(|(local, _)| local.is_ipv4() != address.is_ipv4()) => {
+                FailOpen::Off(OffReason::NoTargetOfFamily)
             }
-            writeln!(f, "\t}}")?;
+            None => FailOpen::Off(OffReason::NoTarget),
         }
-        writeln!(f, "}}")
     }
 }
 
-/// One rule: packets of this kind are not tracked. Its `Display` is the rule in nft's language.
+/// What becomes of a pod's query to an address while nobody listens there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rule {
-    /// The chain it stands in.
-    pub hook: Hook,
-    /// Whether address and port are the packet's source or its destination.
-    pub side: Side,
-    /// The local address.
-    pub address: IpAddr,
-    /// UDP or TCP.
-    pub protocol: Protocol,
-    /// The port.
-    pub port: NonZeroU16,
-    /// What it is for; the rule's comment in the kernel.
-    pub purpose: &'static str,
+pub enum FailOpen {
+    /// The kernel sends it to this address, and its answer back from the one that was asked.
+    To(IpAddr),
+    /// The kernel leaves it to kube-proxy, which serves the address as well.
+    KubeProxy,
+    /// It is refused.
+    Off(OffReason),
 }
 
-impl fmt::Display for Rule {
+impl fmt::Display for FailOpen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let family = if self.address.is_ipv4() { "ip" } else { "ip6" };
-        let (address, port) = match self.side {
-            Side::Source => ("saddr", "sport"),
-            Side::Destination => ("daddr", "dport"),
-        };
-        write!(
-            f,
-            "{family} {address} {} {} {port} {} notrack comment \"{}\"",
-            self.address, self.protocol, self.port, self.purpose
-        )
-    }
-}
-
-/// Where in a packet's way a chain stands; also the chain's name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hook {
-    /// Packets that come in, from pods and over `lo`.
-    Prerouting,
-    /// Packets of the node's own processes, the resolver's among them.
-    Output,
-}
-
-impl Hook {
-    /// Both, in the order in which they are written.
-    pub const ALL: [Self; 2] = [Self::Prerouting, Self::Output];
-
-    /// The chain's name, which is nft's name of the hook.
-    pub fn name(self) -> &'static str {
         match self {
-            Self::Prerouting => "prerouting",
-            Self::Output => "output",
+            Self::To(target) => write!(f, "to {target}"),
+            Self::KubeProxy => write!(f, "to kube-proxy"),
+            Self::Off(reason) => write!(f, "off: {reason}"),
         }
     }
-
-    /// The chain's place among others at the same hook; lower is earlier.
-    pub fn priority(self) -> i32 {
-        PRIORITY_RAW
-    }
 }
 
-impl fmt::Display for Hook {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// Which end of a packet a rule looks at.
+/// Why the kernel's fail-open is off for an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
-    /// Where it comes from.
-    Source,
-    /// Where it goes.
-    Destination,
+pub enum OffReason {
+    /// No fallback target was given for it.
+    NoTarget,
+    /// Fallback targets were given for the other address family only.
+    NoTargetOfFamily,
+    /// [`Desired::without_fail_open`].
+    SwitchedOff,
 }
 
-/// The transports of DNS.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Protocol {
-    /// Datagrams.
-    Udp,
-    /// Streams.
-    Tcp,
-}
-
-impl fmt::Display for Protocol {
+impl fmt::Display for OffReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Udp => "udp",
-            Self::Tcp => "tcp",
+            Self::NoTarget => "no fallback target was given",
+            Self::NoTargetOfFamily => "fallback targets were given for the other address family only",
+            Self::SwitchedOff => "switched off",
         })
     }
 }
@@ -262,6 +219,19 @@ pub enum Error {
     Device(String),
     /// DNS and the health check on one port.
     SamePort(NonZeroU16),
+    /// A fallback was given for an address that is not among the local ones.
+    NotLocal(IpAddr),
+    /// Loopback, unspecified, multicast or IPv4-mapped: nowhere to send a pod's query.
+    Target(IpAddr),
+    /// A fallback target of the other family.
+    TargetFamily {
+        /// The local address.
+        address: IpAddr,
+        /// Its target.
+        target: IpAddr,
+    },
+    /// A fallback target that is a local address itself: without a listener there, nobody would answer.
+    TargetIsLocal(IpAddr),
 }
 
 impl fmt::Display for Error {
@@ -279,11 +249,50 @@ impl fmt::Display for Error {
                 "{name:?} cannot be a device's name: use 1 to {MAX_DEVICE_NAME_OCTETS} letters, digits, '-', '_' or '.'"
             ),
             Self::SamePort(port) => write!(f, "port {port} is given for both DNS and the health check"),
+            Self::NotLocal(address) => {
+                write!(
+                    f,
+                    "a fallback is given for {address}, which is no local address: add it, or drop the fallback"
+                )
+            }
+            Self::Target(target) => write!(
+                f,
+                "{target} cannot be a fallback: pods cannot reach it; use the ClusterIP of kube-dns"
+            ),
+            Self::TargetFamily { address, target } => {
+                write!(f, "{target} cannot be the fallback of {address}: one is IPv4 and the other IPv6")
+            }
+            Self::TargetIsLocal(target) => write!(
+                f,
+                "{target} cannot be a fallback: it is a local address itself; use the ClusterIP of kube-dns"
+            ),
         }
     }
 }
 
 impl std::error::Error for Error {}
+
+/// Each address once, in order; all of them such as pods can reach.
+fn unique(addresses: &[IpAddr]) -> Result<Vec<IpAddr>, Error> {
+    let mut unique: Vec<IpAddr> = Vec::with_capacity(addresses.len().min(MAX_ADDRESSES));
+    for address in addresses {
+        if !is_reachable(*address) {
+            return Err(Error::Address(*address));
+        }
+        if !unique.contains(address) {
+            unique.push(*address);
+        }
+    }
+    if unique.is_empty() || unique.len() > MAX_ADDRESSES {
+        return Err(Error::AddressCount(unique.len()));
+    }
+    Ok(unique)
+}
+
+fn is_reachable(address: IpAddr) -> bool {
+    let mapped = matches!(address, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
+    !(address.is_loopback() || address.is_unspecified() || address.is_multicast() || mapped)
+}
 
 #[cfg(test)]
 mod tests {
@@ -292,50 +301,13 @@ mod tests {
     const DNS: NonZeroU16 = NonZeroU16::new(53).unwrap();
     const HEALTH: NonZeroU16 = NonZeroU16::new(8080).unwrap();
 
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
     fn desired(addresses: &[&str]) -> Result<Desired, Error> {
         let addresses: Vec<IpAddr> = addresses.iter().map(|text| text.parse().unwrap()).collect();
         Desired::new(&addresses, DEFAULT_DEVICE, DNS, Some(HEALTH))
-    }
-
-    #[test]
-    fn writes_the_rules_in_nfts_language() {
-        let text = desired(&["169.254.20.10"]).unwrap().ruleset().to_string();
-        let expected = "\
-table inet nodestub
-delete table inet nodestub
-table inet nodestub {
-\tchain prerouting {
-\t\ttype filter hook prerouting priority -300; policy accept;
-\t\tip daddr 169.254.20.10 udp dport 53 notrack comment \"queries of pods\"
-\t\tip daddr 169.254.20.10 tcp dport 53 notrack comment \"queries of pods\"
-\t}
-\tchain output {
-\t\ttype filter hook output priority -300; policy accept;
-\t\tip saddr 169.254.20.10 udp sport 53 notrack comment \"answers\"
-\t\tip daddr 169.254.20.10 udp dport 53 notrack comment \"queries of the host\"
-\t\tip saddr 169.254.20.10 tcp sport 53 notrack comment \"answers\"
-\t\tip daddr 169.254.20.10 tcp dport 53 notrack comment \"queries of the host\"
-\t\tip daddr 169.254.20.10 tcp dport 8080 notrack comment \"health probes\"
-\t\tip saddr 169.254.20.10 tcp sport 8080 notrack comment \"answers to health probes\"
-\t}
-}
-";
-        assert_eq!(text, expected);
-    }
-
-    #[test]
-    fn makes_eight_rules_for_each_address_and_none_twice() {
-        let rules = desired(&["169.254.20.10", "fd00::a", "169.254.20.10"]).unwrap().ruleset();
-        assert_eq!(rules.rules().len(), 16);
-        for (index, rule) in rules.rules().iter().enumerate() {
-            assert!(!rules.without(index).rules().contains(rule), "{rule}");
-        }
-    }
-
-    #[test]
-    fn leaves_the_health_rules_out_without_a_health_port() {
-        let desired = Desired::new(&["fd00::a".parse().unwrap()], DEFAULT_DEVICE, DNS, None).unwrap();
-        assert_eq!(desired.ruleset().rules().len(), 6);
     }
 
     #[test]
@@ -365,5 +337,46 @@ table inet nodestub {
     fn rejects_one_port_for_dns_and_health() {
         let address = ["169.254.20.10".parse().unwrap()];
         assert_eq!(Desired::new(&address, DEFAULT_DEVICE, DNS, Some(DNS)), Err(Error::SamePort(DNS)));
+    }
+
+    #[test]
+    fn says_for_each_address_what_becomes_of_a_query_without_a_listener() {
+        let wish = desired(&["169.254.20.10", "169.254.20.11", "fd00::a"]).unwrap();
+        let off = |reason| FailOpen::Off(reason);
+        let modes = |wish: &Desired| wish.fail_open().map(|(_, mode)| mode).collect::<Vec<_>>();
+        assert_eq!(modes(&wish), [off(OffReason::NoTarget); 3]);
+        let target = ip("10.96.0.10");
+        let wish = wish.with_fallback(ip("169.254.20.10"), target).unwrap();
+        let (none, other) = (off(OffReason::NoTarget), off(OffReason::NoTargetOfFamily));
+        assert_eq!(modes(&wish), [FailOpen::To(target), none, other]);
+        let wish = wish.intercept(&[target, ip("169.254.20.11")]).unwrap();
+        assert_eq!(wish.addresses().len(), 4);
+        assert_eq!(modes(&wish), [FailOpen::To(target), FailOpen::KubeProxy, other, FailOpen::KubeProxy]);
+        assert_eq!(modes(&wish.without_fail_open()), [off(OffReason::SwitchedOff); 4]);
+    }
+
+    #[test]
+    fn replaces_a_fallback_that_is_given_again() {
+        let wish = desired(&["169.254.20.10"]).unwrap();
+        let local = ip("169.254.20.10");
+        let wish = wish.with_fallback(local, ip("10.96.0.10")).unwrap();
+        let wish = wish.with_fallback(local, ip("10.96.0.11")).unwrap();
+        assert_eq!(wish.fail_open().collect::<Vec<_>>(), [(local, FailOpen::To(ip("10.96.0.11")))]);
+    }
+
+    #[test]
+    fn rejects_fallbacks_that_could_not_answer() {
+        let wish = desired(&["169.254.20.10", "169.254.20.11"]).unwrap();
+        let local = ip("169.254.20.10");
+        let cases = [
+            (ip("192.0.2.1"), ip("10.96.0.10"), Error::NotLocal(ip("192.0.2.1"))),
+            (local, ip("127.0.0.1"), Error::Target(ip("127.0.0.1"))),
+            (local, ip("fd00::a"), Error::TargetFamily { address: local, target: ip("fd00::a") }),
+            (local, local, Error::TargetIsLocal(local)),
+            (local, ip("169.254.20.11"), Error::TargetIsLocal(ip("169.254.20.11"))),
+        ];
+        for (address, target, error) in cases {
+            assert_eq!(wish.clone().with_fallback(address, target), Err(error));
+        }
     }
 }

@@ -25,10 +25,12 @@
 pub mod desired;
 pub mod link;
 pub mod nftables;
+pub mod rules;
 
 use std::fmt;
 
-pub use desired::{Desired, Rule, Ruleset};
+pub use desired::{Desired, FailOpen, OffReason};
+pub use rules::{Rule, Ruleset};
 
 /// Which of the two things [`apply`] does: node-cache's `-setupiptables` and `-setupinterface`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +52,7 @@ impl Parts {
 pub async fn apply(desired: &Desired, parts: Parts) -> Result<Applied, Error> {
     let ruleset = parts.rules.then(|| desired.ruleset());
     if let Some(ruleset) = &ruleset {
-        nftables::replace(ruleset).await?;
+        nftables::ensure(ruleset).await?;
     }
     if !parts.addresses {
         return Ok(Applied { ruleset, link: None });

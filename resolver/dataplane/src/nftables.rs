@@ -18,15 +18,32 @@ use std::io;
 
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, Hook as HookAttribute, HookNumber, InetHookNumber, NfTablesMessage,
-    RuleAttribute, RuleMessage, TableAttribute, TableMessage,
+    RuleAttribute, RuleMessage, SetAttribute, SetDescription, SetFlags, SetMessage, TableAttribute,
+    TableMessage,
 };
 
-use crate::desired::{Hook, Rule, Ruleset, TABLE};
+use crate::desired::TABLE;
+use crate::rules::{Chain, Family, Hook, OPENED_SIZE, OPENED_TIMEOUT_SECONDS, Rule, Ruleset};
 use conversation::{ANSWER_DEADLINE, Step, dump, transact};
 use instruction::{Instruction, decode, encode, instructions};
 
 /// `NF_ACCEPT`.
 const NF_ACCEPT: u32 = 1;
+/// nft's numbers for the types of a set's key, six bits each in a key of several.
+const KEY_IPV4_ADDRESS: u32 = 7;
+const KEY_IPV6_ADDRESS: u32 = 8;
+const KEY_PORT: u32 = 13;
+const KEY_TYPE_BITS: u32 = 6;
+
+/// Makes sure that our table is as computed. One that is so already is left alone, and what its sets remember with it:
+/// TCP connections that were opened past the listener live on over a restart. Returns whether it had to be replaced.
+pub async fn ensure(ruleset: &Ruleset) -> Result<bool, Error> {
+    match verify(ruleset).await {
+        Ok(()) => Ok(false),
+        Err(Error::Differs(_)) => replace(ruleset).await.map(|()| true),
+        Err(error) => Err(error),
+    }
+}
 
 /// Puts our table in place of whatever stood under its name, in one transaction, and reads it back.
 pub async fn replace(ruleset: &Ruleset) -> Result<(), Error> {
@@ -37,49 +54,26 @@ pub async fn replace(ruleset: &Ruleset) -> Result<(), Error> {
         Step::new("delete table inet nodestub", NfTablesMessage::DeleteTable(table())),
         Step::new("table inet nodestub", NfTablesMessage::NewTable(table())),
     ];
-    for hook in Hook::ALL {
-        steps.push(Step::new(format!("chain {hook}"), NfTablesMessage::NewChain(chain(hook))));
-        for rule in ruleset.chain(hook) {
-            steps.push(Step::new(format!("rule `{rule}`"), NfTablesMessage::NewRule(encode_rule(rule))));
-        }
+    for (family, id) in ruleset.sets().iter().zip(1..) {
+        let name = family.opened_set();
+        steps.push(Step::new(format!("set {name}"), NfTablesMessage::NewSet(encode_set(*family, id))));
+    }
+    // All of them before the first rule: rules lead from chain to chain.
+    for chain in ruleset.chains() {
+        steps.push(Step::new(format!("chain {chain}"), NfTablesMessage::NewChain(encode_chain(*chain))));
+    }
+    for rule in ruleset.rules() {
+        steps.push(Step::new(format!("rule `{rule}`"), NfTablesMessage::NewRule(encode_rule(rule))));
     }
     transact(steps).await?;
     verify(ruleset).await
 }
 
-/// Reads the table back and compares chain by chain, rule by rule.
+/// Reads the table back and compares set by set, chain by chain, rule by rule. What the sets hold is not compared.
 pub async fn verify(ruleset: &Ruleset) -> Result<(), Error> {
-    let chains = read_chains().await?;
-    let rules = read_rules().await?;
-    for hook in Hook::ALL {
-        let Some(found) = chains.iter().find(|chain| chain.name == hook.name()) else {
-            return Err(Error::Differs(format!("chain {hook} is missing")));
-        };
-        let expected = (Some(hook_number(hook)), Some(hook.priority()), Some(NF_ACCEPT));
-        if (found.hook, found.priority, found.policy) != expected {
-            return Err(Error::Differs(format!("chain {hook} is hooked otherwise: {found:?}")));
-        }
-        let mut in_kernel = rules.iter().filter(|rule| rule.chain == hook.name());
-        for rule in ruleset.chain(hook) {
-            match in_kernel.next() {
-                Some(found) if found.instructions == instructions(rule) => {}
-                Some(found) => {
-                    return Err(Error::Differs(format!(
-                        "in place of rule `{rule}` chain {hook} has {:?}",
-                        found.instructions
-                    )));
-                }
-                None => return Err(Error::Differs(format!("rule `{rule}` is missing"))),
-            }
-        }
-        if let Some(more) = in_kernel.next() {
-            return Err(Error::Differs(format!("chain {hook} has a rule too many: {:?}", more.instructions)));
-        }
-    }
-    match chains.iter().find(|chain| Hook::ALL.iter().all(|hook| hook.name() != chain.name)) {
-        Some(more) => Err(Error::Differs(format!("there is a chain too many: {}", more.name))),
-        None => Ok(()),
-    }
+    compare_sets(ruleset, &read_sets().await?)?;
+    compare_chains(ruleset, &read_chains().await?)?;
+    compare_rules(ruleset, &read_rules().await?)
 }
 
 /// Deletes our table. One that is not there is no error.
@@ -131,7 +125,9 @@ impl Error {
             libc::EPROTONOSUPPORT | libc::EOPNOTSUPP | libc::EAFNOSUPPORT | libc::EINVAL => Some(
                 "this kernel has no nf_tables for family inet: `modprobe nf_tables`, kernel 4.9 or newer",
             ),
-            libc::ENOENT => Some("this kernel lacks an nf_tables part: `modprobe nft_ct`"),
+            libc::ENOENT => Some(
+                "this kernel lacks an nf_tables part: `modprobe -a nft_ct nft_socket`; without nft_socket fail-open must be off",
+            ),
             _ => None,
         }
     }
@@ -159,27 +155,110 @@ impl std::error::Error for Error {
     }
 }
 
+fn compare_sets(ruleset: &Ruleset, found: &[KernelSet]) -> Result<(), Error> {
+    for family in ruleset.sets() {
+        let expected = KernelSet::of(*family);
+        match found.iter().find(|set| set.name == expected.name) {
+            None => return Err(Error::Differs(format!("set {} is missing", expected.name))),
+            Some(found) if *found != expected => {
+                return Err(Error::Differs(format!("set {} is made otherwise: {found:?}", expected.name)));
+            }
+            Some(_) => {}
+        }
+    }
+    match found.iter().find(|set| ruleset.sets().iter().all(|family| family.opened_set() != set.name)) {
+        Some(more) => Err(Error::Differs(format!("there is a set too many: {}", more.name))),
+        None => Ok(()),
+    }
+}
+
+fn compare_chains(ruleset: &Ruleset, found: &[KernelChain]) -> Result<(), Error> {
+    for chain in ruleset.chains() {
+        let Some(found) = found.iter().find(|found| found.name == chain.name()) else {
+            return Err(Error::Differs(format!("chain {chain} is missing")));
+        };
+        let expected = match chain.hook() {
+            Some(hook) => (Some(hook_number(hook)), Some(hook.priority()), Some(NF_ACCEPT)),
+            None => (None, None, None),
+        };
+        if (found.hook, found.priority, found.policy) != expected {
+            return Err(Error::Differs(format!("chain {chain} is hooked otherwise: {found:?}")));
+        }
+    }
+    match found.iter().find(|found| ruleset.chains().iter().all(|chain| chain.name() != found.name)) {
+        Some(more) => Err(Error::Differs(format!("there is a chain too many: {}", more.name))),
+        None => Ok(()),
+    }
+}
+
+fn compare_rules(ruleset: &Ruleset, found: &[KernelRule]) -> Result<(), Error> {
+    for chain in ruleset.chains() {
+        let mut in_kernel = found.iter().filter(|rule| rule.chain == chain.name());
+        for rule in ruleset.chain(*chain) {
+            match in_kernel.next() {
+                Some(found) if found.instructions == instructions(rule) => {}
+                Some(found) => {
+                    return Err(Error::Differs(format!(
+                        "in place of rule `{rule}` chain {chain} has {:?}",
+                        found.instructions
+                    )));
+                }
+                None => return Err(Error::Differs(format!("rule `{rule}` is missing"))),
+            }
+        }
+        if let Some(more) = in_kernel.next() {
+            return Err(Error::Differs(format!(
+                "chain {chain} has a rule too many: {:?}",
+                more.instructions
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn encode_set(family: Family, id: u32) -> SetMessage {
+    let address = match family {
+        Family::V4 => KEY_IPV4_ADDRESS,
+        Family::V6 => KEY_IPV6_ADDRESS,
+    };
+    // For nft's listing only; the kernel goes by the length.
+    let key_type = [address, KEY_PORT, address].iter().fold(0, |all, one| (all << KEY_TYPE_BITS) | one);
+    let set = KernelSet::of(family);
+    SetMessage {
+        attributes: vec![
+            SetAttribute::Table(TABLE.to_owned()),
+            SetAttribute::Name(set.name),
+            SetAttribute::Id(id),
+            SetAttribute::Flags(SetFlags::from_bits_retain(set.flags)),
+            SetAttribute::KeyType(key_type),
+            SetAttribute::KeyLen(set.key_length),
+            SetAttribute::Timeout(set.timeout_ms),
+            SetAttribute::Description(vec![SetDescription::Size(set.size)]),
+        ],
+    }
+}
+
 fn encode_rule(rule: &Rule) -> RuleMessage {
     // nft's own form of a comment: type 0, length, text with its final zero (libnftnl's user data).
-    let mut comment = vec![0, u8::try_from(rule.purpose.len().saturating_add(1)).unwrap_or(u8::MAX)];
-    comment.extend(rule.purpose.bytes().take(usize::from(u8::MAX - 1)));
+    let mut comment = vec![0, u8::try_from(rule.purpose().len().saturating_add(1)).unwrap_or(u8::MAX)];
+    comment.extend(rule.purpose().bytes().take(usize::from(u8::MAX - 1)));
     comment.push(0);
     RuleMessage {
         attributes: vec![
             RuleAttribute::Table(TABLE.to_owned()),
-            RuleAttribute::Chain(rule.hook.name().to_owned()),
+            RuleAttribute::Chain(rule.chain().name().to_owned()),
             RuleAttribute::Expressions(instructions(rule).iter().map(encode).collect()),
             RuleAttribute::UserData(comment),
         ],
     }
 }
 
-fn chain(hook: Hook) -> ChainMessage {
-    let number: InetHookNumber = hook_number(hook).into();
-    ChainMessage {
-        attributes: vec![
-            ChainAttribute::Table(TABLE.to_owned()),
-            ChainAttribute::Name(hook.name().to_owned()),
+fn encode_chain(chain: Chain) -> ChainMessage {
+    let mut attributes =
+        vec![ChainAttribute::Table(TABLE.to_owned()), ChainAttribute::Name(chain.name().to_owned())];
+    if let Some(hook) = chain.hook() {
+        let number: InetHookNumber = hook_number(hook).into();
+        attributes.extend([
             ChainAttribute::Type("filter".to_owned()),
             ChainAttribute::Hook(vec![
                 HookAttribute::Number(number.into()),
@@ -187,14 +266,44 @@ fn chain(hook: Hook) -> ChainMessage {
                 HookAttribute::Priority(u32::from_ne_bytes(hook.priority().to_ne_bytes())),
             ]),
             ChainAttribute::Policy(NF_ACCEPT),
-        ],
+        ]);
     }
+    ChainMessage { attributes }
 }
 
 fn hook_number(hook: Hook) -> u32 {
     match hook {
         Hook::Prerouting => InetHookNumber::PreRouting.into(),
         Hook::Output => InetHookNumber::LocalOut.into(),
+        Hook::Postrouting => InetHookNumber::PostRouting.into(),
+    }
+}
+
+/// What a set is, without what it holds.
+#[derive(Debug, PartialEq, Eq)]
+struct KernelSet {
+    name: String,
+    flags: u32,
+    key_length: u32,
+    timeout_ms: u64,
+    size: u32,
+}
+
+impl KernelSet {
+    /// The set of a family as it should be.
+    fn of(family: Family) -> Self {
+        // Each part takes a multiple of four octets: address, port, address.
+        let key_length = match family {
+            Family::V4 => 4 + 4 + 4,
+            Family::V6 => 16 + 4 + 16,
+        };
+        Self {
+            name: family.opened_set().to_owned(),
+            flags: (SetFlags::Timeout | SetFlags::Eval).bits(),
+            key_length,
+            timeout_ms: u64::from(OPENED_TIMEOUT_SECONDS).saturating_mul(1000),
+            size: OPENED_SIZE,
+        }
     }
 }
 
@@ -211,6 +320,13 @@ struct KernelRule {
     instructions: Vec<Instruction>,
 }
 
+async fn read_sets() -> Result<Vec<KernelSet>, Error> {
+    let request =
+        NfTablesMessage::GetSet(SetMessage { attributes: vec![SetAttribute::Table(TABLE.to_owned())] });
+    let messages = dump("read the sets back", request).await?;
+    Ok(messages.iter().filter_map(kernel_set).collect())
+}
+
 async fn read_chains() -> Result<Vec<KernelChain>, Error> {
     let request =
         NfTablesMessage::GetChain(ChainMessage { attributes: vec![ChainAttribute::Table(TABLE.to_owned())] });
@@ -223,6 +339,30 @@ async fn read_rules() -> Result<Vec<KernelRule>, Error> {
         NfTablesMessage::GetRule(RuleMessage { attributes: vec![RuleAttribute::Table(TABLE.to_owned())] });
     let messages = dump("read the rules back", request).await?;
     Ok(messages.iter().filter_map(kernel_rule).collect())
+}
+
+fn kernel_set(message: &NfTablesMessage) -> Option<KernelSet> {
+    let NfTablesMessage::NewSet(SetMessage { attributes }) = message else { return None };
+    let mut set = KernelSet { name: String::new(), flags: 0, key_length: 0, timeout_ms: 0, size: 0 };
+    let mut ours = false;
+    for attribute in attributes {
+        match attribute {
+            SetAttribute::Table(table) => ours = table == TABLE,
+            SetAttribute::Name(name) => set.name.clone_from(name),
+            SetAttribute::Flags(flags) => set.flags = flags.bits(),
+            SetAttribute::KeyLen(length) => set.key_length = *length,
+            SetAttribute::Timeout(timeout) => set.timeout_ms = *timeout,
+            SetAttribute::Description(parts) => {
+                for part in parts {
+                    if let SetDescription::Size(size) = part {
+                        set.size = *size;
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    ours.then_some(set)
 }
 
 fn kernel_chain(message: &NfTablesMessage) -> Option<KernelChain> {
@@ -283,7 +423,7 @@ mod tests {
         };
         assert!(refused(libc::EPERM).hint().unwrap().contains("NET_ADMIN"));
         assert!(refused(libc::EOPNOTSUPP).hint().unwrap().contains("modprobe nf_tables"));
-        assert!(refused(libc::ENOENT).hint().unwrap().contains("modprobe nft_ct"));
+        assert!(refused(libc::ENOENT).hint().unwrap().contains("modprobe -a nft_ct nft_socket"));
         assert_eq!(refused(libc::ENOMEM).hint(), None);
     }
 }

@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Node, desired};
-use nodestub_dataplane::desired::{Hook, Protocol, Side};
+use nodestub_dataplane::rules::{Chain, Protocol, Side, Statement};
 use nodestub_dataplane::{Parts, Rule, apply, nftables};
 use nodestub_lab::Transport;
 use nodestub_lab::conntrack::{self, Tracked};
@@ -86,20 +86,24 @@ fn leaves_other_traffic_of_the_address_tracked() {
 
 /// Whether a tracked packet is of the kind that a rule keeps from being tracked.
 fn is_for(rule: &Rule, one: &Tracked) -> bool {
-    let transport = match rule.protocol {
-        Protocol::Udp => Transport::Udp,
-        Protocol::Tcp => Transport::Tcp,
-    };
-    let end = match rule.side {
-        Side::Source => one.source,
-        Side::Destination => one.destination,
-    };
     // The host's own packets have the local address at both ends; a pod's never.
     let by_pod = one.source.ip() != one.destination.ip();
-    let side_fits = match (rule.hook, rule.side) {
-        (Hook::Prerouting, _) => by_pod,
-        (Hook::Output, Side::Destination) => !by_pod,
-        (Hook::Output, Side::Source) => true,
-    };
-    one.transport == transport && end.ip() == rule.address && end.port() == rule.port.get() && side_fits
+    rule.statements().iter().all(|statement| match statement {
+        Statement::Address(Side::Source, address) => one.source.ip() == *address,
+        Statement::Address(Side::Destination, address) => {
+            one.destination.ip() == *address && by_pod == (rule.chain() == Chain::Prerouting)
+        }
+        Statement::Port(protocol, side, port) => {
+            let transport = match protocol {
+                Protocol::Udp => Transport::Udp,
+                Protocol::Tcp => Transport::Tcp,
+            };
+            let end = match side {
+                Side::Source => one.source,
+                Side::Destination => one.destination,
+            };
+            one.transport == transport && end.port() == port.get()
+        }
+        statement => *statement == Statement::NoTrack,
+    })
 }

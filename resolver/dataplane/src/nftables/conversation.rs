@@ -36,7 +36,10 @@ impl Step {
     }
 }
 
-/// Sends the steps between a batch's begin and end, and waits for the acknowledgement of each.
+/// Sends the steps between a batch's begin and end, and waits for the end.
+///
+/// Refusals come in any case. Only the last step asks for an acknowledgement, which comes after all refusals: one for
+/// each step would not fit the receive buffer when there are hundreds.
 pub(super) async fn transact(steps: Vec<Step>) -> Result<(), Error> {
     let bracket = |control| {
         NetfilterMessage::new(
@@ -48,30 +51,32 @@ pub(super) async fn transact(steps: Vec<Step>) -> Result<(), Error> {
     let mut names = vec!["the transaction".to_owned()];
     let mut bytes = Vec::new();
     append(&mut bytes, bracket(ControlMessage::BatchBegin), NLM_F_REQUEST, 0);
+    let last = steps.len();
     for step in steps {
         let sequence = u32::try_from(names.len()).unwrap_or(u32::MAX);
+        let acknowledged = if names.len() == last { NLM_F_ACK } else { 0 };
         names.push(step.name);
         let header = NetfilterHeader::new(NetfilterProtoFamily::Inet, 0, 0);
-        let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_APPEND;
+        let flags = NLM_F_REQUEST | NLM_F_CREATE | NLM_F_APPEND | acknowledged;
         append(&mut bytes, NetfilterMessage::new(header, step.message), flags, sequence);
     }
     append(&mut bytes, bracket(ControlMessage::BatchEnd), NLM_F_REQUEST, 0);
 
     let socket = connect()?;
     send(&socket, &bytes, "send the transaction").await?;
-    let mut waiting = names.len().saturating_sub(1);
-    while waiting > 0 {
-        for message in receive(&socket, "receive the acknowledgements").await? {
+    loop {
+        for message in receive(&socket, "receive the acknowledgement").await? {
             let NetlinkPayload::Error(answer) = message.payload else { continue };
+            let index = usize::try_from(message.header.sequence_number).unwrap_or(usize::MAX);
             if answer.code.is_some() {
-                let index = usize::try_from(message.header.sequence_number).unwrap_or(usize::MAX);
                 let step = names.get(index).cloned().unwrap_or_else(|| "an unknown step".to_owned());
                 return Err(Error::Refused { step, cause: answer.to_io() });
             }
-            waiting = waiting.saturating_sub(1);
+            if index == last {
+                return Ok(());
+            }
         }
     }
-    Ok(())
 }
 
 /// Asks for a dump, again when a change by somebody else interrupted it.
