@@ -539,6 +539,41 @@ fn answers_what_had_come_before_the_order_to_stop() {
 }
 
 #[test]
+fn answers_what_lies_unread_when_the_order_to_stop_comes() {
+    if !can_make_namespaces("answers_what_lies_unread_when_the_order_to_stop_comes") {
+        return;
+    }
+    let (mut scene, _upstream) = forwarding(|query, _| {
+        let (name, _) = question(query).unwrap();
+        vec![Reply::now(answer(query, &[(&name, 300, Data::A(ADDRESS))]).unwrap())]
+    });
+    let questions: Vec<Vec<u8>> =
+        (0..200).map(|number| dns::query(&format!("n{number}.test"), "A", &patient()).unwrap()).collect();
+    let client = scene
+        .net
+        .run(|| {
+            let client = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+            client.connect(SERVER).unwrap();
+            client
+        })
+        .unwrap();
+    for query in &questions {
+        client.send(query).unwrap();
+    }
+    let status = scene.daemon.terminate(HANG).unwrap();
+    assert!(status.success(), "{status}");
+    // The process is gone: whatever it said is here.
+    client.set_nonblocking(true).unwrap();
+    let mut answered = 0;
+    let mut reply = [0; 512];
+    while let Ok(length) = client.recv(&mut reply) {
+        assert_eq!(Answer::parse(&reply[..length]).unwrap().data(), ["192.0.2.1"]);
+        answered += 1;
+    }
+    assert_eq!(answered, questions.len());
+}
+
+#[test]
 fn metrics_have_the_names_and_labels_of_coredns_and_move() {
     if !can_make_namespaces("metrics_have_the_names_and_labels_of_coredns_and_move") {
         return;
