@@ -443,6 +443,24 @@ mod tests {
     }
 
     #[test]
+    fn questions_whose_hashes_collide_do_not_meet_whatever_they_differ_in() {
+        let plain = key(b"\x01a\0", 1);
+        let others = [
+            Key { qtype: 28, ..plain },
+            Key { qclass: 3, ..plain },
+            Key { dnssec_ok: true, ..plain },
+            Key { checking_disabled: true, ..plain },
+            Key { block: 2, ..plain },
+        ];
+        let mut shard = Shard::new(1 << 20);
+        shard.insert(1, &plain, &entry(&answer(10), 60), NOW);
+        for other in &others {
+            assert!(shard.get(1, other, NOW).is_none(), "{other:?}");
+        }
+        assert!(shard.get(1, &plain, NOW).is_some());
+    }
+
+    #[test]
     fn an_answer_is_given_until_its_last_second_and_not_after() {
         let mut shard = Shard::new(1 << 20);
         shard.insert(1, &key(b"\x01a\0", 1), &entry(&answer(10), 30), NOW);
