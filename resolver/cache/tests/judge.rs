@@ -290,7 +290,7 @@ impl Response {
     }
 
     fn record(mut self, section: usize, owner: &str, ttl: u32, data: Data) -> Self {
-        self.sections.get_mut(section).unwrap().push((name(owner), Ttl::from_secs(ttl), data));
+        self.sections[section].push((name(owner), Ttl::from_secs(ttl), data));
         self
     }
 
