@@ -12,12 +12,14 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::routing::get;
+use nodestub_dataplane::FailOpen;
 use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::listen::Shared;
 use crate::metrics::{Facts, render};
+use crate::node::SetupErrors;
 use crate::tables::{Endpoints, Workshop};
 
 /// Connections that wait for being accepted.
@@ -38,6 +40,10 @@ pub struct Status {
     pub failed_reloads: AtomicU64,
     /// Fingerprint of the Corefile in force.
     pub fingerprint: Mutex<String>,
+    /// What went wrong with the address and the rules.
+    pub setup_errors: Arc<SetupErrors>,
+    /// What becomes of queries while nobody listens, address by address.
+    pub fail_open: Vec<(IpAddr, FailOpen)>,
 }
 
 /// All HTTP servers.
@@ -82,6 +88,8 @@ impl Status {
             routes: self.workshop.lock().unwrap_or_else(PoisonError::into_inner).all_counters(),
             failed_reloads: self.failed_reloads.load(Relaxed),
             fingerprint: self.fingerprint.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            setup_errors: Arc::clone(&self.setup_errors),
+            fail_open: self.fail_open.clone(),
             ready: self.unready().is_empty(),
         }
     }

@@ -1,12 +1,12 @@
 //! Puts the parts together, in the order in which they must come, and takes them apart again.
 //!
 //! ```text
-//!   Corefile read and compiled ─► address and rules ─► HTTP ─► sockets (now we answer) ─► ready
-//!   unready ─► lameduck ─► sockets closed, queries under way answered ─► address and rules away ─► exit
+//!   address and rules ─► Corefile read and compiled ─► HTTP ─► sockets (now we answer) ─► ready
+//!   unready ─► lameduck ─► sockets closed, queries under way answered ─► exit; address and rules stay
 //! ```
 //!
-//! This is the only file that knows every part. A Corefile that does not read ends the start before anything is bound
-//! or set up; on a reload it changes nothing, is said and counted.
+//! This is the only file that knows every part. A Corefile that does not read ends the start before anything is bound;
+//! on a reload it changes nothing, is said and counted.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
@@ -19,7 +19,6 @@ use std::time::Duration;
 use nodestub_cache::Cache;
 use nodestub_corefile::config::Config;
 use nodestub_corefile::{Options, Report};
-use nodestub_dataplane::{Applied, Desired, Parts};
 use rand::Rng;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -31,6 +30,7 @@ use crate::coalesce::Coalescer;
 use crate::listen::{BindError, Listeners, MAX_WORKERS, Shared};
 use crate::loops::{self, LoopProbes};
 use crate::metrics::Counter;
+use crate::node::{self, Node};
 use crate::query_log::QueryLog;
 use crate::resolve::Resolver;
 use crate::tables::{CompileError, Tables, Workshop};
@@ -48,8 +48,8 @@ pub enum StartError {
     Compile(CompileError),
     /// The flags about the local address make no sense.
     Wish(nodestub_dataplane::desired::Error),
-    /// The address or the rules could not be set up.
-    Node(nodestub_dataplane::Error),
+    /// `rules` has nothing to print.
+    NoRules,
     /// An HTTP endpoint cannot be bound.
     Admin(AdminError),
     /// A DNS socket cannot be bound.
@@ -78,9 +78,16 @@ pub fn check(file: &Path, placeholders: &Placeholders) -> bool {
 /// Serves until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// Serving did not begin. Nothing is left behind then.
+/// Serving did not begin. The address and the rules, if they could be set up, stay.
 pub async fn serve(arguments: &Serve) -> Result<(), StartError> {
     let mut signals = Signals::new().map_err(StartError::System)?;
+    let wish = node::wish(arguments, |name| std::env::var(name).ok()).map_err(StartError::Wish)?;
+    if !arguments.skip_teardown {
+        tracing::warn!(
+            "-skipteardown=false: the address and the rules stay at the end all the same, so that DNS goes on"
+        );
+    }
+    let node = Node::set_up(wish).await;
     let config = read(arguments).map_err(StartError::Corefile)?;
     let cpus = allowed_cpus();
     // Respects CPU quotas as well; a thread more than that would only wait for its slice.
@@ -88,21 +95,26 @@ pub async fn serve(arguments: &Serve) -> Result<(), StartError> {
         std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS).min(cpus.len());
     let mut workshop = Workshop::new(workers);
     let tables = workshop.compile(&config).map_err(StartError::Compile)?;
+    let mut running = Running::start(arguments, &config, workshop, tables, &node, workers, cpus)?;
+    tokio::spawn(node.keep_in_order(arguments.sync_interval));
+    running.until_stopped(&mut signals).await;
+    running.stop(&mut signals).await;
+    Ok(())
+}
 
-    let node = set_up_node(arguments).await?;
-    let running = Running::start(arguments, &config, workshop, tables, workers, cpus);
-    let ended = match running {
-        Ok(mut running) => {
-            running.until_stopped(&mut signals).await;
-            running.stop(&mut signals).await;
+/// Prints the rules that these flags ask for.
+///
+/// # Errors
+/// The flags make no sense, or ask for no rules.
+pub fn print_rules(arguments: &Serve) -> Result<(), StartError> {
+    let wish = node::wish(arguments, |name| std::env::var(name).ok()).map_err(StartError::Wish)?;
+    match wish.filter(|wish| wish.parts.rules) {
+        Some(wish) => {
+            print!("{}", wish.desired.ruleset());
             Ok(())
         }
-        Err(error) => Err(error),
-    };
-    if let Some(applied) = node {
-        remove_from_node(applied).await;
+        None => Err(StartError::NoRules),
     }
-    ended
 }
 
 /// A daemon that answers.
@@ -122,6 +134,7 @@ impl<'a> Running<'a> {
         config: &Config,
         workshop: Workshop,
         tables: Tables,
+        node: &Node,
         workers: usize,
         cpus: Vec<usize>,
     ) -> Result<Self, StartError> {
@@ -142,6 +155,8 @@ impl<'a> Running<'a> {
             stopping: AtomicBool::new(false),
             failed_reloads: AtomicU64::new(0),
             fingerprint: Mutex::default(),
+            setup_errors: node.errors(),
+            fail_open: node.fail_open(),
         });
         let mut running = Self {
             arguments,
@@ -300,32 +315,6 @@ fn read(arguments: &Serve) -> Result<Config, Box<Report>> {
     Ok(loaded.config)
 }
 
-/// Puts up the local address and the rules, where `-localip` asks for them, and reads them back.
-async fn set_up_node(arguments: &Serve) -> Result<Option<Applied>, StartError> {
-    let placeholders = &arguments.placeholders;
-    let addresses = placeholders.local_addresses();
-    let parts = Parts { rules: arguments.setup_rules, addresses: arguments.setup_interface };
-    if addresses.is_empty() || !(parts.rules || parts.addresses) {
-        return Ok(None);
-    }
-    let health_port = Some(arguments.health_port);
-    let desired = Desired::new(&addresses, &arguments.interface_name, placeholders.port, health_port)
-        .map_err(StartError::Wish)?;
-    let applied = nodestub_dataplane::apply(&desired, parts).await.map_err(StartError::Node)?;
-    if let Err(error) = applied.verify().await {
-        remove_from_node(applied).await;
-        return Err(StartError::Node(error));
-    }
-    tracing::info!(device = applied.device(), rules = applied.rule_count(), "the node is set up");
-    Ok(Some(applied))
-}
-
-async fn remove_from_node(applied: Applied) {
-    if let Err(error) = applied.remove().await {
-        tracing::error!(%error, "cannot remove the local address and its rules");
-    }
-}
-
 fn allowed_cpus() -> Vec<usize> {
     let allowed = rustix::thread::sched_getaffinity(None);
     let cpus =
@@ -350,7 +339,7 @@ impl std::fmt::Display for StartError {
             Self::Corefile(report) => write!(f, "{report}"),
             Self::Compile(cause) => write!(f, "{cause}"),
             Self::Wish(cause) => write!(f, "{cause}"),
-            Self::Node(cause) => write!(f, "cannot set up the local address and its rules: {cause}"),
+            Self::NoRules => f.write_str("these flags ask for no rules: give an address with -localip"),
             Self::Admin(cause) => write!(f, "{cause}"),
             Self::Bind(cause) => write!(f, "{cause}"),
             Self::System(cause) => write!(f, "the system refused a thread or a signal handler: {cause}"),
@@ -361,10 +350,9 @@ impl std::fmt::Display for StartError {
 impl std::error::Error for StartError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Corefile(_) => None,
+            Self::Corefile(_) | Self::NoRules => None,
             Self::Compile(cause) => Some(cause),
             Self::Wish(cause) => Some(cause),
-            Self::Node(cause) => Some(cause),
             Self::Admin(cause) => Some(cause),
             Self::Bind(cause) => Some(cause),
             Self::System(cause) => Some(cause),

@@ -3,6 +3,7 @@
 //! ```text
 //!   nodestub-resolver [-conf FILE] [-localip IP,...] ...     serves
 //!   nodestub-resolver check FILE                             says what is wrong with a Corefile, and serves nothing
+//!   nodestub-resolver rules [-localip IP,...] ...            prints the rules that these flags ask for
 //! ```
 //!
 //! Flags of NodeLocal DNSCache's `node-cache` are accepted verbatim, with one dash or two, and `=false` behind a
@@ -12,6 +13,7 @@ use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use nodestub_corefile::Options;
@@ -39,6 +41,8 @@ pub enum Command {
         #[command(flatten)]
         placeholders: Placeholders,
     },
+    /// Prints the rules that these flags ask for, as text for `nft -f`; loads nothing.
+    Rules(Serve),
 }
 
 /// Flags for serving.
@@ -70,6 +74,46 @@ pub struct Serve {
         default_value = "nodestub"
     )]
     pub interface_name: String,
+    /// Addresses of Services (ClusterIPs) to answer on as well; kube-proxy serves them while nobody listens. Those of
+    /// `-localip` that are `KUBE_DNS_SERVICE_HOST` count without being named.
+    #[arg(long = "intercept", value_name = "IP,...", value_delimiter = ',', env = "NODESTUB_INTERCEPT")]
+    pub intercept: Vec<IpAddr>,
+    /// Where the kernel sends queries while nobody listens on a local address: one for each family. By default the
+    /// Service of `-upstreamsvc`, else `KUBE_DNS_SERVICE_HOST`.
+    #[arg(long = "fallback", value_name = "IP,...", value_delimiter = ',', env = "NODESTUB_FALLBACK")]
+    pub fallback: Vec<IpAddr>,
+    /// Whether the kernel answers from there at all.
+    #[arg(
+        long = "fail-open",
+        value_name = "BOOL",
+        default_value_t = true,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        action = clap::ArgAction::Set
+    )]
+    pub fail_open: bool,
+    /// How often the address and the rules are looked at, and put right; in seconds, or with a unit (`60s`, `2m`).
+    #[arg(
+        long = "syncinterval",
+        visible_alias = "sync-interval",
+        value_name = "DURATION",
+        default_value = "60s",
+        value_parser = duration
+    )]
+    pub sync_interval: Duration,
+    /// Accepted for node-cache's sake: the address and the rules stay at the end in any case; `nodestub-resolver
+    /// cleanup` takes them away.
+    #[arg(
+        long = "skipteardown",
+        value_name = "BOOL",
+        default_value_t = true,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        action = clap::ArgAction::Set
+    )]
+    pub skip_teardown: bool,
     /// Keep DNS to the addresses of `-localip` out of connection tracking. By nftables, whatever the name says.
     #[arg(
         long = "setupiptables",
@@ -161,6 +205,24 @@ fn optional_address(text: &str) -> Result<Option<IpAddr>, String> {
         return Ok(None);
     }
     text.parse().map(Some).map_err(|_| format!("{text:?} is not an IP address"))
+}
+
+/// A Go duration of one unit, or seconds. (node-cache takes a Go duration and multiplies it by a second, so that all
+/// values but its default end in an overflow; here the unit counts.)
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let (_, unit) = text.split_at(digits.len());
+    let seconds = match unit {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err(format!("{text:?}: give seconds, or a number with s, m or h")),
+    };
+    let number: u64 = digits.parse().map_err(|_| format!("{text:?} is not a duration"))?;
+    match number.checked_mul(seconds) {
+        Some(seconds @ 1..=86_400) => Ok(Duration::from_secs(seconds)),
+        _ => Err(format!("{text:?}: from 1 second to 1 day")),
+    }
 }
 
 fn server(text: &str) -> Result<SocketAddr, String> {

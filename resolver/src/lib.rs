@@ -7,7 +7,7 @@
 //!   answer            decides on the spot    tables   what a Corefile compiles to
 //!   resolve           what must be asked     coalesce, local, forward/{udp,tcp,upstream,health}, loops
 //!   metrics, query_log, admin                what is seen from outside
-//!   app               puts it together       args, clock, framing, watchdog
+//!   app               puts it together       args, node, clock, framing, watchdog
 //! ```
 //!
 //! Bytes are `nodestub-wire`'s, kept answers `nodestub-cache`'s, the Corefile's text `nodestub-corefile`'s, address and
@@ -26,6 +26,7 @@ pub mod listen;
 pub mod local;
 pub mod loops;
 pub mod metrics;
+pub mod node;
 pub mod query_log;
 pub mod resolve;
 pub mod sys;

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use nodestub_resolver::app;
-use nodestub_resolver::args::{Arguments, Command, with_two_dashes};
+use nodestub_resolver::app::StartError;
+use nodestub_resolver::args::{Arguments, Command, Serve, with_two_dashes};
 use tracing_subscriber::EnvFilter;
 
 /// Threads of the slow side; misses wait for upstreams, not for a CPU.
@@ -14,9 +15,20 @@ const SLOW_THREADS: usize = 4;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse_from(with_two_dashes(std::env::args_os()));
-    if let Some(Command::Check { file, placeholders }) = arguments.command {
-        return if app::check(&file, &placeholders) { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    match arguments.command {
+        Some(Command::Check { file, placeholders }) => {
+            if app::check(&file, &placeholders) {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            }
+        }
+        Some(Command::Rules(serve)) => ended(app::print_rules(&serve)),
+        None => ended(serve(&arguments.serve)),
     }
+}
+
+fn serve(arguments: &Serve) -> Result<(), StartError> {
     let filter = EnvFilter::try_from_env("NODESTUB_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -26,11 +38,11 @@ fn main() -> ExitCode {
         .init();
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(SLOW_THREADS);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
-    let served = match runtime {
-        Ok(runtime) => runtime.block_on(app::serve(&arguments.serve)),
-        Err(cause) => Err(app::StartError::System(cause)),
-    };
-    match served {
+    runtime.map_err(StartError::System)?.block_on(app::serve(arguments))
+}
+
+fn ended(result: Result<(), StartError>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");

@@ -174,21 +174,58 @@ fn keeps_cluster_answers_thirty_seconds_and_denials_five() {
 }
 
 #[test]
-fn takes_address_device_and_rules_away_on_sigterm_and_starts_again() {
-    if !can_make_namespaces("takes_address_device_and_rules_away_on_sigterm_and_starts_again") {
+fn dns_goes_on_while_the_daemon_is_stopped_or_killed_and_it_takes_over_again() {
+    if !can_make_namespaces("dns_goes_on_while_the_daemon_is_stopped_or_killed_and_it_takes_over_again") {
         return;
     }
     let node = Node::new();
-    node.assert_untouched();
-    for _ in 0..2 {
+    let resolves = || {
+        for server in LOCAL {
+            for options in [patient(), patient_tcp()] {
+                let found = node.ask_from(&node.pod, server, "hoge.default.svc.cluster.local", &options);
+                assert_eq!(found.data(), ["10.96.33.33"], "{server}");
+            }
+        }
+    };
+    for round in 0..4 {
         let mut daemon = node.start();
         assert_eq!(node.local_addresses().len(), 2);
-        let found = node.ask_from(&node.pod, LOCAL[0], "hoge.default.svc.cluster.local", &patient());
-        assert_eq!(found.data(), ["10.96.33.33"]);
-        let status = daemon.terminate(HANG).unwrap();
-        assert!(status.success(), "{status}");
-        node.assert_untouched();
+        conntrack::flush(&node.net).unwrap();
+        resolves();
+        assert_eq!(node.tracked().0, [], "the daemon answers");
+        if round % 2 == 0 {
+            assert!(daemon.terminate(HANG).unwrap().success());
+        } else {
+            daemon.kill().unwrap();
+        }
+        assert_eq!(node.local_addresses().len(), 2, "the address stays");
+        let asked = node.cluster.count();
+        resolves();
+        assert_eq!(node.cluster.count(), asked + 4, "the kernel sends them to the cluster DNS");
+        let tables = node.net.nft_tables().unwrap();
+        assert_eq!(tables.iter().filter(|table| *table == TABLE).count(), 1);
     }
+}
+
+#[test]
+fn a_corefile_that_does_not_read_on_a_fresh_node_costs_no_answer() {
+    if !can_make_namespaces("a_corefile_that_does_not_read_on_a_fresh_node_costs_no_answer") {
+        return;
+    }
+    let node = Node::new();
+    let mut command = common::binary();
+    command.env("KUBE_DNS_UPSTREAM_SERVICE_HOST", common::socket(CLUSTER_DNS).ip().to_string()).args([
+        "-localip",
+        &LOCAL.join(","),
+        "-conf",
+        "/nonexistent",
+        "-upstreamsvc",
+        "kube-dns-upstream",
+    ]);
+    let mut daemon = node.files.spawn(command).unwrap();
+    assert_eq!(daemon.wait(HANG).unwrap().code(), Some(1));
+    let found = node.ask_from(&node.pod, LOCAL[0], "hoge.default.svc.cluster.local", &patient());
+    assert_eq!(found.data(), ["10.96.33.33"]);
 }
 
 #[test]
@@ -205,18 +242,6 @@ fn serves_over_what_a_killed_one_left() {
         assert_eq!(found.data(), ["10.96.33.33"]);
     }
     assert_eq!(node.tracked().0, []);
-}
-
-#[test]
-fn takes_away_what_a_killed_one_left_when_it_ends_itself() {
-    if !can_make_namespaces("takes_away_what_a_killed_one_left_when_it_ends_itself") {
-        return;
-    }
-    // Otherwise the address stays without rules and without a listener, and pods' queries end there.
-    let node = Node::new();
-    node.start().kill().unwrap();
-    assert!(node.start().terminate(HANG).unwrap().success());
-    node.assert_untouched();
 }
 
 #[test]

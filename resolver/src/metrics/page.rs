@@ -1,11 +1,13 @@
 //! The page of metrics: names, labels and help texts of CoreDNS 1.15.0 where it has them; what is new is `nodestub_*`.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::UNIX_EPOCH;
 
 use nodestub_cache::Kind;
+use nodestub_dataplane::FailOpen;
 use nodestub_wire::Rcode;
 
 use super::counters::{
@@ -13,6 +15,7 @@ use super::counters::{
 };
 use super::text::{Label, Page};
 use crate::listen::Shared;
+use crate::node::SetupErrors;
 use crate::tables::Tables;
 
 /// What the page needs besides the running state.
@@ -24,6 +27,10 @@ pub struct Facts {
     pub failed_reloads: u64,
     /// Of the Corefile in force (CoreDNS gives a SHA-512 of its text; ours is of its meaning).
     pub fingerprint: String,
+    /// What went wrong with the address and the rules.
+    pub setup_errors: Arc<SetupErrors>,
+    /// What becomes of queries while nobody listens, address by address.
+    pub fail_open: Vec<(IpAddr, FailOpen)>,
     /// Whether `/ready` says yes.
     pub ready: bool,
 }
@@ -353,6 +360,24 @@ fn process(page: &mut Page, shared: &Shared, facts: &Facts) {
         "A metric with a constant '1' value labeled by hash, and value which type of hash generated.",
     );
     page.sample(name, &[("hash", &"siphash"), ("value", &facts.fingerprint)], 1);
+    let name = "coredns_nodecache_setup_errors_total";
+    page.family(name, "counter", "The number of errors during periodic network setup for node-cache.");
+    let SetupErrors { interface_add, interface_check, iptables } = &*facts.setup_errors;
+    for (kind, count) in
+        [("interface_add", interface_add), ("interface_check", interface_check), ("iptables", iptables)]
+    {
+        page.sample(name, &[("errortype", &kind)], count.get());
+    }
+    let name = "nodestub_fail_open";
+    page.family(
+        name,
+        "gauge",
+        "1 where the kernel has an answer for queries while nobody listens, 0 where it refuses them.",
+    );
+    for (address, fail_open) in &facts.fail_open {
+        let on = !matches!(fail_open, FailOpen::Off(_));
+        page.sample(name, &[("address", address), ("to", fail_open)], u8::from(on));
+    }
     let help = "1 while queries are answered and no upstream loops.";
     page.single("nodestub_ready", "gauge", help, u8::from(facts.ready));
     let help = "Queries that needed an upstream and were dropped because too many were waiting.";
