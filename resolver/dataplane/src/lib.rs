@@ -10,13 +10,37 @@
 //!
 //! | module | what lives there |
 //! | --- | --- |
-//! | [`desired`] | [`Desired`] and the [`Ruleset`] that follows from it; no kernel, no I/O |
-//! | [`link`] | device `nodestub` of type dummy, else `lo`; addresses /32 and /128; rtnetlink |
+//! | [`desired`] | [`Desired`], and what becomes of a query while nobody listens; no kernel, no I/O |
+//! | [`rules`] | the [`Ruleset`] that follows from it, and why each rule stands; no kernel, no I/O |
+//! | [`link`] | device `nodestub` of type dummy, else `lo`; addresses /32 and /128; marks to know them again; rtnetlink |
 //! | [`nftables`] | the ruleset as netfilter messages, sent as one transaction and read back |
+//! | [`watch`] | the kernel's notifications: somebody changed something of ours |
 //!
-//! Order: the rules come before the address and go after it, so no packet to the address is ever tracked. What stood
-//! there before is not ours: [`Applied::remove`] takes away only what [`apply`] made. This crate knows nothing of DNS
-//! beyond its port, calls no program, and works in the network namespace of the calling thread.
+//! Order: the rules come before the address and go after it, so no packet to the address is ever tracked. Others' things
+//! are left alone. What a former process of ours left is adopted: a table that is already so is not touched, an address
+//! with our mark is ours. [`Applied::remove`] takes away what is of this wish, [`cleanup()`] whatever we ever made.
+//! This crate knows nothing of DNS beyond its port, calls no program, and works in the network namespace of the calling
+//! thread.
+//!
+//! ```no_run
+//! # async fn keep() -> Result<(), Box<dyn std::error::Error>> {
+//! # let (local, kube_dns) = ("169.254.20.10".parse()?, "10.96.0.10".parse()?);
+//! # let dns_port = std::num::NonZeroU16::new(53).unwrap();
+//! use nodestub_dataplane::{Desired, Parts, Watch, apply};
+//!
+//! let desired = Desired::new(&[local], "nodestub", dns_port, None)?.with_fallback(local, kube_dns)?;
+//! for (address, fail_open) in desired.fail_open() {
+//!     println!("{address}: fail-open {fail_open}");
+//! }
+//! let mut watch = Watch::open()?;
+//! let mut applied = apply(&desired, Parts::ALL).await?;
+//! loop {
+//!     let wrong = watch.broken(&applied).await?;
+//!     println!("{wrong}; repairing");
+//!     applied.repair().await?;
+//! }
+//! # }
+//! ```
 //!
 //! Not here: accept rules. NodeLocal has some in the filter table, but in a table of our own an accept cannot
 //! undo another table's drop, so they would do nothing.
@@ -26,11 +50,13 @@ pub mod desired;
 pub mod link;
 pub mod nftables;
 pub mod rules;
+pub mod watch;
 
 use std::fmt;
 
 pub use desired::{Desired, FailOpen, OffReason};
 pub use rules::{Rule, Ruleset};
+pub use watch::Watch;
 
 /// Which of the two things [`apply`] does: node-cache's `-setupiptables` and `-setupinterface`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,23 +72,27 @@ impl Parts {
     pub const ALL: Self = Self { rules: true, addresses: true };
 }
 
-/// Brings the kernel to the desired state: rules, then address. On a failure nothing of this call is left.
+/// Brings the kernel to the desired state: rules, then address. On a failure nothing that this call made is left; rules
+/// that were there before, in whatever form, stay in the form of this wish, because pods may live by them.
 ///
-/// Applying twice is the same as applying once.
+/// Applying twice is the same as applying once. What is already so is not touched.
 pub async fn apply(desired: &Desired, parts: Parts) -> Result<Applied, Error> {
     let ruleset = parts.rules.then(|| desired.ruleset());
+    let mut made = false;
     if let Some(ruleset) = &ruleset {
-        nftables::ensure(ruleset).await?;
+        made = nftables::ensure(ruleset).await? == nftables::Was::Absent;
     }
+    let mut applied = Applied { desired: desired.clone(), ruleset, link: None };
     if !parts.addresses {
-        return Ok(Applied { ruleset, link: None });
+        return Ok(applied);
     }
     match link::apply(desired).await {
-        Ok(link) => Ok(Applied { ruleset, link: Some(link) }),
+        Ok(link) => {
+            applied.link = Some(link);
+            Ok(applied)
+        }
         Err(error) => {
-            if ruleset.is_some()
-                && let Err(left) = nftables::delete().await
-            {
+            if made && let Err(left) = nftables::delete().await {
                 tracing::warn!(error = %left, "the rules could not be taken back after a failure");
             }
             Err(error.into())
@@ -70,15 +100,71 @@ pub async fn apply(desired: &Desired, parts: Parts) -> Result<Applied, Error> {
     }
 }
 
+/// Takes away everything that any process of ours ever made: addresses, devices, then the rules. What is not there is no
+/// error. Every part is tried; the first error is returned.
+///
+/// Whether pods still use the address is for the caller to ask before.
+pub async fn cleanup() -> Result<Removed, Error> {
+    let link = link::cleanup().await;
+    let rules = nftables::cleanup().await;
+    Ok(Removed { link: link?, rules: rules? })
+}
+
+/// What [`cleanup()`] found and took away.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Removed {
+    /// Addresses and devices.
+    pub link: link::Swept,
+    /// Whether our table was there.
+    pub rules: bool,
+}
+
+impl fmt::Display for Removed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut parts: Vec<String> = Vec::new();
+        parts.extend(self.link.addresses.iter().map(|(address, device)| format!("{address} from {device}")));
+        parts.extend(self.link.devices.iter().map(|device| format!("device {device}")));
+        if self.rules {
+            parts.push(format!("table inet {}", desired::TABLE));
+        }
+        match parts.is_empty() {
+            true => write!(f, "there was nothing to remove")?,
+            false => write!(f, "removed {}", parts.join(", "))?,
+        }
+        for device in &self.link.left {
+            write!(f, "; device {device} stays, it carries addresses that are not ours")?;
+        }
+        Ok(())
+    }
+}
+
 /// What has been applied. Dropping it leaves everything in place; [`Applied::remove`] takes it away.
 #[derive(Debug)]
 #[must_use = "dropping this leaves the rules and the address in place"]
 pub struct Applied {
+    desired: Desired,
     ruleset: Option<Ruleset>,
     link: Option<link::Link>,
 }
 
 impl Applied {
+    /// Makes what is missing or different as it was applied, and reads it back. Both parts are tried; the first error is
+    /// returned, and nothing is taken away after one.
+    pub async fn repair(&mut self) -> Result<(), Error> {
+        let rules = match &self.ruleset {
+            Some(ruleset) => nftables::ensure(ruleset).await.map(drop),
+            None => Ok(()),
+        };
+        if self.link.is_some() {
+            match link::apply(&self.desired).await {
+                Ok(link) => self.link = Some(link),
+                Err(error) => return rules.map_err(Error::from).and(Err(error.into())),
+            }
+        }
+        rules?;
+        self.verify().await
+    }
+
     /// Reads the kernel's state back and compares. An error names the first thing that is missing or different.
     pub async fn verify(&self) -> Result<(), Error> {
         if let Some(ruleset) = &self.ruleset {
@@ -90,7 +176,7 @@ impl Applied {
         Ok(())
     }
 
-    /// Takes away what was made, the address first. What is already gone is no error; both parts are tried.
+    /// Takes away what is ours of it, the address first. What is already gone is no error; both parts are tried.
     pub async fn remove(self) -> Result<(), Error> {
         let link = match self.link {
             Some(link) => link.remove().await,
@@ -100,6 +186,11 @@ impl Applied {
             nftables::delete().await?;
         }
         Ok(link?)
+    }
+
+    /// The wish.
+    pub fn desired(&self) -> &Desired {
+        &self.desired
     }
 
     /// The name of the device that carries the addresses; `None` where that is not our part.

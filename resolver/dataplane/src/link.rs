@@ -5,10 +5,14 @@
 //!
 //! Invariants:
 //!
-//! 1. What was there before is left alone: other addresses on the device, and a device or address that we found.
-//! 2. What is removed is what this value made: [`Link`] remembers it.
-//! 3. An address that another device carries is never added a second time: somebody else serves it (another node
-//!    cache, or `kube-ipvs0`), and two owners would take it from each other.
+//! 1. What others made is left alone: their addresses on the device, and a device or address that we found without our
+//!    mark (`mark.rs`).
+//! 2. What bears our mark is ours, whichever process made it: found again after a crash it is adopted, and taken away
+//!    where it is no longer wished.
+//! 3. An address that another device carries, and not by us, is never added a second time: somebody else serves it
+//!    (another node cache, or `kube-ipvs0`), and two owners would take it from each other.
+
+mod mark;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -18,26 +22,34 @@ use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeade
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::{Handle, LinkDummy, LinkUnspec};
 
-use crate::desired::Desired;
+use crate::desired::{DEFAULT_DEVICE, Desired};
 
 /// The device that every network namespace has.
 const LOOPBACK: &str = "lo";
 /// Devices in the namespace that we look through; a node has one for each pod, and some.
 const MAX_DEVICES: usize = 65_536;
 
-/// Brings device and addresses into being. On a failure, what this call made is taken away again.
+/// Brings device and addresses into being, and takes away ours that are no longer wished. On a failure, what this call
+/// made is taken away again.
 pub async fn apply(desired: &Desired) -> Result<Link, Error> {
     let netlink = Netlink::open()?;
+    let handle = &netlink.handle;
     let mut link = Link {
         device: desired.device().to_owned(),
+        device_is_ours: false,
         addresses: desired.addresses().to_vec(),
-        made_device: false,
-        made_addresses: Vec::new(),
+        ours: Vec::new(),
     };
-    match link.make(&netlink.handle).await {
-        Ok(()) => Ok(link),
+    let mut made = Made::default();
+    match link.make(handle, &mut made).await {
+        Ok(index) => {
+            sweep(handle, Some((index, &link.addresses))).await?;
+            Ok(link)
+        }
         Err(error) => {
-            if let Err(left) = link.take_away(&netlink.handle).await {
+            link.ours = made.addresses;
+            link.device_is_ours = made.device;
+            if let Err(left) = link.take_away(handle).await {
                 tracing::warn!(error = %left, "the local address could not be taken back after a failure");
             }
             Err(error)
@@ -45,13 +57,38 @@ pub async fn apply(desired: &Desired) -> Result<Link, Error> {
     }
 }
 
+/// Takes away every device and address that a process of ours ever made and left. What is not there is no error.
+pub async fn cleanup() -> Result<Swept, Error> {
+    let netlink = Netlink::open()?;
+    sweep(&netlink.handle, None).await
+}
+
+/// What [`cleanup`] found of ours.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Swept {
+    /// Addresses that were taken away, with the names of their devices.
+    pub addresses: Vec<(IpAddr, String)>,
+    /// Devices that were taken away.
+    pub devices: Vec<String>,
+    /// Devices of ours that stay: they carry addresses that are not ours.
+    pub left: Vec<String>,
+}
+
 /// The device and addresses as applied, and which of them are ours to remove.
 #[derive(Debug)]
 pub struct Link {
     device: String,
+    device_is_ours: bool,
     addresses: Vec<IpAddr>,
-    made_device: bool,
-    made_addresses: Vec<IpAddr>,
+    /// Those of the addresses that we made, now or in a former life.
+    ours: Vec<IpAddr>,
+}
+
+/// What one call has made.
+#[derive(Default)]
+struct Made {
+    device: bool,
+    addresses: Vec<IpAddr>,
 }
 
 impl Link {
@@ -60,10 +97,16 @@ impl Link {
         &self.device
     }
 
-    /// Whether device and addresses are there, and the device up.
+    /// The addresses that it should carry.
+    pub fn addresses(&self) -> &[IpAddr] {
+        &self.addresses
+    }
+
+    /// Whether device and addresses are there, the device up, and no other device has one of them too.
     pub async fn verify(&self) -> Result<(), Error> {
         let netlink = Netlink::open()?;
-        let Some(device) = find(&devices(&netlink.handle).await?, &self.device).cloned() else {
+        let known = devices(&netlink.handle).await?;
+        let Some(device) = find(&known, &self.device) else {
             return Err(Error::Missing(format!("device {}", self.device)));
         };
         if !device.is_up {
@@ -71,46 +114,57 @@ impl Link {
         }
         let carried = addresses(&netlink.handle).await?;
         for address in &self.addresses {
-            if !carried.iter().any(|one| one.device == device.index && one.address == *address) {
+            let owners: Vec<u32> =
+                carried.iter().filter(|one| one.address == *address).map(|one| one.device).collect();
+            if !owners.contains(&device.index) {
                 return Err(Error::Missing(format!("address {address} on {}", self.device)));
+            }
+            if let Some(other) = owners.iter().find(|owner| **owner != device.index) {
+                return Err(Error::Taken { address: *address, device: name_of(&known, *other) });
             }
         }
         Ok(())
     }
 
-    /// Takes away what was made. What is already gone is no error.
-    pub async fn remove(mut self) -> Result<(), Error> {
+    /// Takes away what is ours. What is already gone is no error.
+    pub async fn remove(self) -> Result<(), Error> {
         let netlink = Netlink::open()?;
         self.take_away(&netlink.handle).await
     }
 
-    async fn make(&mut self, handle: &Handle) -> Result<(), Error> {
-        let index = self.make_device(handle).await?;
+    /// Returns the device's index.
+    async fn make(&mut self, handle: &Handle, made: &mut Made) -> Result<u32, Error> {
+        let index = self.make_device(handle, made).await?;
         let known = devices(handle).await?;
         for address in self.addresses.clone() {
             // Asked anew for each: the list may have changed by an addition before.
             let carried = addresses(handle).await?;
-            let owners: Vec<u32> =
-                carried.iter().filter(|one| one.address == address).map(|one| one.device).collect();
-            if owners.contains(&index) {
+            let ours = Ours::new(&known, &carried);
+            let mut owners = carried.iter().filter(|one| one.address == address);
+            if let Some(found) = owners.clone().find(|one| one.device == index) {
+                if ours.has(found) {
+                    self.ours.push(address);
+                }
                 continue;
             }
-            if let Some(owner) = owners.first() {
-                let owner = known.iter().find(|device| device.index == *owner);
-                let device = owner.map_or_else(|| "another device".to_owned(), |device| device.name.clone());
-                return Err(Error::Taken { address, device });
+            // One of ours on another device moves: it is added here, and swept there.
+            if let Some(owner) = owners.find(|one| !ours.has(one)) {
+                return Err(Error::Taken { address, device: name_of(&known, owner.device) });
             }
-            self.add(handle, index, address).await?;
+            if self.add(handle, index, address).await? {
+                made.addresses.push(address);
+                self.ours.push(address);
+            }
         }
-        Ok(())
+        Ok(index)
     }
 
     /// Finds or makes the device and brings it up. Returns its index.
-    async fn make_device(&mut self, handle: &Handle) -> Result<u32, Error> {
+    async fn make_device(&mut self, handle: &Handle, made: &mut Made) -> Result<u32, Error> {
         if find(&devices(handle).await?, &self.device).is_none() {
-            let made = handle.link().add(LinkDummy::new(&self.device).build()).execute().await;
-            match made {
-                Ok(()) => self.made_device = true,
+            let result = handle.link().add(LinkDummy::new(&self.device).build()).execute().await;
+            match result {
+                Ok(()) => made.device = true,
                 // Somebody made it between our look and now; the look below judges it.
                 Err(error) if errno(&error) == Some(libc::EEXIST) => {}
                 Err(error) if matches!(errno(&error), Some(libc::EOPNOTSUPP | libc::ENODEV)) => {
@@ -131,16 +185,22 @@ impl Link {
         if !found.is_dummy && found.name != LOOPBACK {
             return Err(Error::ForeignDevice(self.device.clone()));
         }
-        if !found.is_up {
-            let up = LinkUnspec::new_with_index(found.index).up().build();
-            let result = handle.link().set(up).execute().await;
+        self.device_is_ours = made.device || found.is_ours();
+        if !found.is_up || (self.device_is_ours && !found.is_marked) {
+            let mut change = LinkUnspec::new_with_index(found.index).up();
+            if self.device_is_ours {
+                change = change.alias(mark::DEVICE_ALIAS);
+            }
+            let result = handle.link().set(change.build()).execute().await;
             result.map_err(|cause| Error::netlink(format!("bring device {} up", self.device), cause))?;
         }
         Ok(found.index)
     }
 
-    async fn add(&mut self, handle: &Handle, index: u32, address: IpAddr) -> Result<(), Error> {
+    /// Adds an address with our mark. Returns false where somebody was faster.
+    async fn add(&self, handle: &Handle, index: u32, address: IpAddr) -> Result<bool, Error> {
         let mut request = handle.address().add(index, address, full_prefix(address));
+        mark::mark(request.message_mut(), self.device == LOOPBACK, address.is_ipv4());
         if address.is_ipv6() {
             // Nobody else can have it, and an address under detection could not be bound for a second.
             let message = request.message_mut();
@@ -148,50 +208,116 @@ impl Link {
             message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
         }
         match request.execute().await {
-            Ok(()) => {
-                self.made_addresses.push(address);
-                Ok(())
-            }
-            Err(error) if errno(&error) == Some(libc::EEXIST) => Ok(()),
+            Ok(()) => Ok(true),
+            Err(error) if errno(&error) == Some(libc::EEXIST) => Ok(false),
             Err(cause) => Err(Error::netlink(format!("add {address} to {}", self.device), cause)),
         }
     }
 
     /// Every part is tried; the first error is returned.
-    async fn take_away(&mut self, handle: &Handle) -> Result<(), Error> {
+    async fn take_away(&self, handle: &Handle) -> Result<(), Error> {
         let Some(device) = find(&devices(handle).await?, &self.device).cloned() else { return Ok(()) };
         let mut first_error = None;
-        let mut note = |step: String, result: Result<(), rtnetlink::Error>| {
-            let gone = [libc::ENODEV, libc::EADDRNOTAVAIL];
-            if let Err(cause) = result
-                && !errno(&cause).is_some_and(|code| gone.contains(&code))
-            {
-                first_error.get_or_insert(Error::netlink(step, cause));
-            }
-        };
         for one in addresses(handle).await? {
             if one.device == device.index
-                && self.made_addresses.contains(&one.address)
+                && self.ours.contains(&one.address)
                 && one.message.header.prefix_len == full_prefix(one.address)
             {
-                let result = handle.address().del(one.message).execute().await;
-                note(format!("remove {} from {}", one.address, self.device), result);
+                note(&mut first_error, delete_address(handle, one, &device.name).await);
             }
         }
-        self.made_addresses.clear();
-        if self.made_device && device.is_dummy {
-            // Somebody may have put an address of theirs on it meanwhile; then the device is no longer ours alone.
-            let mut left = addresses(handle).await?.into_iter();
-            if left.any(|one| one.device == device.index && !is_automatic(one.address)) {
-                tracing::info!(device = self.device, "left in place: it carries addresses that are not ours");
-            } else {
-                note(
-                    format!("remove device {}", self.device),
-                    handle.link().del(device.index).execute().await,
-                );
-            }
+        if self.device_is_ours && device.is_dummy {
+            note(&mut first_error, delete_device(handle, &device).await.map(drop));
         }
         first_error.map_or(Ok(()), Err)
+    }
+}
+
+/// Takes away all that is ours, but for the addresses that are wished on the device with this index, and for that device.
+/// Every part is tried; the first error is returned.
+async fn sweep(handle: &Handle, keep: Option<(u32, &[IpAddr])>) -> Result<Swept, Error> {
+    let known = devices(handle).await?;
+    let carried = addresses(handle).await?;
+    let ours = Ours::new(&known, &carried);
+    let kept = |one: &Carried| {
+        keep.is_some_and(|(index, wished)| one.device == index && wished.contains(&one.address))
+    };
+    let doomed: Vec<bool> = carried.iter().map(|one| ours.has(one) && !kept(one)).collect();
+    let mut swept = Swept::default();
+    let mut first_error = None;
+    for (one, doomed) in carried.into_iter().zip(doomed) {
+        if !doomed {
+            continue;
+        }
+        let (address, device) = (one.address, name_of(&known, one.device));
+        let result = delete_address(handle, one, &device).await;
+        if result.is_ok() {
+            swept.addresses.push((address, device));
+        }
+        note(&mut first_error, result);
+    }
+    for device in &known {
+        if !device.is_ours() || keep.is_some_and(|(index, _)| index == device.index) {
+            continue;
+        }
+        match delete_device(handle, device).await {
+            Ok(true) => swept.devices.push(device.name.clone()),
+            Ok(false) => swept.left.push(device.name.clone()),
+            Err(error) => note(&mut first_error, Err(error)),
+        }
+    }
+    first_error.map_or(Ok(swept), Err)
+}
+
+/// Tells our addresses from others'.
+struct Ours<'list> {
+    devices: &'list [Device],
+    /// Without, an address on a device of our own is known by its prefix.
+    marks_are_kept: bool,
+}
+
+impl<'list> Ours<'list> {
+    fn new(devices: &'list [Device], carried: &[Carried]) -> Self {
+        Self { devices, marks_are_kept: mark::keeps_protocols(carried.iter().map(|one| &one.message)) }
+    }
+
+    fn has(&self, one: &Carried) -> bool {
+        let on_our_device =
+            || self.devices.iter().any(|device| device.index == one.device && device.is_ours());
+        mark::is_marked(&one.message)
+            || (!self.marks_are_kept
+                && one.message.header.prefix_len == full_prefix(one.address)
+                && on_our_device())
+    }
+}
+
+/// What is already gone is no error.
+async fn delete_address(handle: &Handle, one: Carried, device: &str) -> Result<(), Error> {
+    let step = format!("remove {} from {device}", one.address);
+    match handle.address().del(one.message).execute().await {
+        Err(error) if matches!(errno(&error), Some(libc::ENODEV | libc::EADDRNOTAVAIL)) => Ok(()),
+        result => result.map_err(|cause| Error::netlink(step, cause)),
+    }
+}
+
+/// Returns false for a device that stays: somebody put an address on it, so it is no longer ours alone.
+async fn delete_device(handle: &Handle, device: &Device) -> Result<bool, Error> {
+    let mut left = addresses(handle).await?.into_iter();
+    if left.any(|one| one.device == device.index && !is_automatic(one.address)) {
+        tracing::info!(device = device.name, "left in place: it carries addresses that are not ours");
+        return Ok(false);
+    }
+    match handle.link().del(device.index).execute().await {
+        Err(error) if errno(&error) == Some(libc::ENODEV) => Ok(true),
+        result => result
+            .map(|()| true)
+            .map_err(|cause| Error::netlink(format!("remove device {}", device.name), cause)),
+    }
+}
+
+fn note(first_error: &mut Option<Error>, result: Result<(), Error>) {
+    if let Err(error) = result {
+        first_error.get_or_insert(error);
     }
 }
 
@@ -298,6 +424,14 @@ struct Device {
     name: String,
     is_up: bool,
     is_dummy: bool,
+    is_marked: bool,
+}
+
+impl Device {
+    /// Made by us, now or in a former life.
+    fn is_ours(&self) -> bool {
+        self.is_dummy && (self.is_marked || self.name == DEFAULT_DEVICE)
+    }
 }
 
 struct Carried {
@@ -325,10 +459,12 @@ fn device(message: &LinkMessage) -> Device {
         name: String::new(),
         is_up: message.header.flags.contains(LinkFlags::Up),
         is_dummy: false,
+        is_marked: false,
     };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => device.name.clone_from(name),
+            LinkAttribute::IfAlias(alias) => device.is_marked = alias == mark::DEVICE_ALIAS,
             LinkAttribute::LinkInfo(infos) => {
                 device.is_dummy = infos.contains(&LinkInfo::Kind(InfoKind::Dummy));
             }
@@ -340,6 +476,11 @@ fn device(message: &LinkMessage) -> Device {
 
 fn find<'list>(devices: &'list [Device], name: &str) -> Option<&'list Device> {
     devices.iter().find(|device| device.name == name)
+}
+
+fn name_of(devices: &[Device], index: u32) -> String {
+    let device = devices.iter().find(|device| device.index == index);
+    device.map_or_else(|| "another device".to_owned(), |device| device.name.clone())
 }
 
 async fn addresses(handle: &Handle) -> Result<Vec<Carried>, Error> {

@@ -35,12 +35,26 @@ const KEY_IPV6_ADDRESS: u32 = 8;
 const KEY_PORT: u32 = 13;
 const KEY_TYPE_BITS: u32 = 6;
 
+/// How [`ensure`] found our table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Was {
+    /// As computed; it was left alone.
+    Same,
+    /// Otherwise; it was replaced.
+    Different,
+    /// Not there; it was made.
+    Absent,
+}
+
 /// Makes sure that our table is as computed. One that is so already is left alone, and what its sets remember with it:
-/// TCP connections that were opened past the listener live on over a restart. Returns whether it had to be replaced.
-pub async fn ensure(ruleset: &Ruleset) -> Result<bool, Error> {
+/// TCP connections that were opened past the listener live on over a restart.
+pub async fn ensure(ruleset: &Ruleset) -> Result<Was, Error> {
     match verify(ruleset).await {
-        Ok(()) => Ok(false),
-        Err(Error::Differs(_)) => replace(ruleset).await.map(|()| true),
+        Ok(()) => Ok(Was::Same),
+        Err(Error::Differs(_)) => {
+            let was = if read_chains().await?.is_empty() { Was::Absent } else { Was::Different };
+            replace(ruleset).await.map(|()| was)
+        }
         Err(error) => Err(error),
     }
 }
@@ -76,12 +90,25 @@ pub async fn verify(ruleset: &Ruleset) -> Result<(), Error> {
     compare_rules(ruleset, &read_rules().await?)
 }
 
-/// Deletes our table. One that is not there is no error.
-pub async fn delete() -> Result<(), Error> {
+/// Deletes our table. Returns whether there was one.
+pub async fn delete() -> Result<bool, Error> {
     let table = TableMessage { attributes: vec![TableAttribute::Name(TABLE.to_owned())] };
     let step = Step::new("delete table inet nodestub", NfTablesMessage::DeleteTable(table));
     match transact(vec![step]).await {
-        Err(Error::Refused { cause, .. }) if cause.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        Ok(()) => Ok(true),
+        Err(Error::Refused { cause, .. }) if cause.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The same where the kernel may have no nf_tables at all, and so no table of ours.
+pub async fn cleanup() -> Result<bool, Error> {
+    match delete().await {
+        Err(Error::Socket { cause, .. } | Error::Refused { cause, .. })
+            if matches!(cause.raw_os_error(), Some(libc::EPROTONOSUPPORT | libc::EOPNOTSUPP)) =>
+        {
+            Ok(false)
+        }
         result => result,
     }
 }

@@ -6,8 +6,9 @@ use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::process::Command;
 
+use nodestub_dataplane::Desired;
 use nodestub_dataplane::desired::{DEFAULT_DEVICE, MAX_ADDRESSES, TABLE};
-use nodestub_dataplane::{Desired, nftables};
+use nodestub_dataplane::nftables::{self, Was};
 use nodestub_lab::Netns;
 use nodestub_lab::skip::can_make_namespaces;
 
@@ -84,10 +85,10 @@ fn leaves_alone_what_is_already_so() {
     let rules = desired(&[ip("169.254.20.10")]).ruleset();
     let net = Netns::new().unwrap();
     net.block_on(async || {
-        assert!(nftables::ensure(&rules).await.unwrap());
-        assert!(!nftables::ensure(&rules).await.unwrap());
+        assert_eq!(nftables::ensure(&rules).await.unwrap(), Was::Absent);
+        assert_eq!(nftables::ensure(&rules).await.unwrap(), Was::Same);
         nftables::replace(&rules.without(1)).await.unwrap();
-        assert!(nftables::ensure(&rules).await.unwrap());
+        assert_eq!(nftables::ensure(&rules).await.unwrap(), Was::Different);
         nftables::verify(&rules).await.unwrap();
     })
     .unwrap();
