@@ -10,6 +10,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -30,7 +31,7 @@ use crate::coalesce::Coalescer;
 use crate::listen::{BindError, Listeners, MAX_WORKERS, Shared};
 use crate::loops::{self, LoopProbes};
 use crate::metrics::Counter;
-use crate::node::{self, Node};
+use crate::node::{self, CleanUpError, Node};
 use crate::query_log::QueryLog;
 use crate::resolve::Resolver;
 use crate::tables::{CompileError, Tables, Workshop};
@@ -48,6 +49,8 @@ pub enum StartError {
     Compile(CompileError),
     /// The flags about the local address make no sense.
     Wish(nodestub_dataplane::desired::Error),
+    /// `cleanup` did not do its work.
+    CleanUp(CleanUpError),
     /// `rules` has nothing to print.
     NoRules,
     /// An HTTP endpoint cannot be bound.
@@ -115,6 +118,16 @@ pub fn print_rules(arguments: &Serve) -> Result<(), StartError> {
         }
         None => Err(StartError::NoRules),
     }
+}
+
+/// Takes away everything that was ever set up on this node.
+///
+/// # Errors
+/// Somebody listens on one of the addresses and `force` is not given, or the kernel refuses.
+pub async fn clean_up(addresses: &[IpAddr], port: u16, force: bool) -> Result<(), StartError> {
+    let removed = node::clean_up(addresses, port, force).await.map_err(StartError::CleanUp)?;
+    println!("{removed}");
+    Ok(())
 }
 
 /// A daemon that answers.
@@ -339,6 +352,7 @@ impl std::fmt::Display for StartError {
             Self::Corefile(report) => write!(f, "{report}"),
             Self::Compile(cause) => write!(f, "{cause}"),
             Self::Wish(cause) => write!(f, "{cause}"),
+            Self::CleanUp(cause) => write!(f, "{cause}"),
             Self::NoRules => f.write_str("these flags ask for no rules: give an address with -localip"),
             Self::Admin(cause) => write!(f, "{cause}"),
             Self::Bind(cause) => write!(f, "{cause}"),
@@ -353,6 +367,7 @@ impl std::error::Error for StartError {
             Self::Corefile(_) | Self::NoRules => None,
             Self::Compile(cause) => Some(cause),
             Self::Wish(cause) => Some(cause),
+            Self::CleanUp(cause) => Some(cause),
             Self::Admin(cause) => Some(cause),
             Self::Bind(cause) => Some(cause),
             Self::System(cause) => Some(cause),

@@ -3,6 +3,7 @@
 //! ```text
 //!   nodestub-resolver [-conf FILE] [-localip IP,...] ...     serves
 //!   nodestub-resolver check FILE                             says what is wrong with a Corefile, and serves nothing
+//!   nodestub-resolver cleanup [--force]                      takes away what was ever set up on this node
 //!   nodestub-resolver rules [-localip IP,...] ...            prints the rules that these flags ask for
 //! ```
 //!
@@ -40,6 +41,26 @@ pub enum Command {
         /// What the Corefile does not say itself.
         #[command(flatten)]
         placeholders: Placeholders,
+    },
+    /// Takes away everything that was ever set up on this node: addresses, device, rules. Pods that still have the
+    /// address in their resolv.conf then have their second nameserver only.
+    Cleanup {
+        /// Addresses that must not be listened on.
+        #[arg(
+            long = "localip",
+            visible_alias = "local-address",
+            value_name = "IP,...",
+            value_delimiter = ',',
+            default_value = "169.254.20.10",
+            env = "NODESTUB_LOCAL_ADDRESS"
+        )]
+        local_addresses: Vec<IpAddr>,
+        /// The port of DNS.
+        #[arg(long = "dns.port", visible_alias = "port", value_name = "PORT", default_value_t = 53)]
+        port: u16,
+        /// Whoever listens.
+        #[arg(long)]
+        force: bool,
     },
     /// Prints the rules that these flags ask for, as text for `nft -f`; loads nothing.
     Rules(Serve),

@@ -8,6 +8,7 @@ use clap::Parser;
 use nodestub_resolver::app;
 use nodestub_resolver::app::StartError;
 use nodestub_resolver::args::{Arguments, Command, Serve, with_two_dashes};
+use tokio::runtime::{Builder, Runtime};
 use tracing_subscriber::EnvFilter;
 
 /// Threads of the slow side; misses wait for upstreams, not for a CPU.
@@ -23,6 +24,9 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         }
+        Some(Command::Cleanup { local_addresses, port, force }) => ended(
+            runtime(1).and_then(|runtime| runtime.block_on(app::clean_up(&local_addresses, port, force))),
+        ),
         Some(Command::Rules(serve)) => ended(app::print_rules(&serve)),
         None => ended(serve(&arguments.serve)),
     }
@@ -37,8 +41,11 @@ fn serve(arguments: &Serve) -> Result<(), StartError> {
         .with_writer(std::io::stderr)
         .init();
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(SLOW_THREADS);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
-    runtime.map_err(StartError::System)?.block_on(app::serve(arguments))
+    runtime(threads)?.block_on(app::serve(arguments))
+}
+
+fn runtime(threads: usize) -> Result<Runtime, StartError> {
+    Builder::new_multi_thread().worker_threads(threads).enable_all().build().map_err(StartError::System)
 }
 
 fn ended(result: Result<(), StartError>) -> ExitCode {

@@ -10,15 +10,19 @@
 //! Only `nodestub-resolver cleanup` takes them away. What cannot be set up is said and counted, and the start goes on:
 //! where the address is there already, DNS is answered all the same.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
 use nodestub_dataplane::desired::Error as WishError;
-use nodestub_dataplane::{Applied, Desired, Error, FailOpen, Parts};
+use nodestub_dataplane::watch::Watch;
+use nodestub_dataplane::{Applied, Desired, Error, FailOpen, Parts, Removed};
 
 use crate::args::Serve;
 use crate::metrics::Counter;
+
+/// Pause after a repair that failed.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// What is counted while the node is set up and kept in order; CoreDNS's `errortype` labels.
 #[derive(Debug, Default)]
@@ -116,33 +120,112 @@ impl Node {
         wish.map(|wish| wish.desired.fail_open().collect()).unwrap_or_default()
     }
 
-    /// Looks at the node every `interval`, and puts right what somebody has changed. Ends never.
+    /// Puts right what somebody changes: at once where the kernel tells us, and at a look every `interval` in any case.
+    /// Ends never.
     pub async fn keep_in_order(mut self, interval: Duration) {
-        let Some(wish) = &self.wish else { return };
+        let Some(wish) = self.wish.clone() else { return };
+        let mut watch = Watch::open().inspect_err(|error| {
+            tracing::warn!(%error, "changes to the address and the rules are noticed by looking only");
+        });
         loop {
-            tokio::time::sleep(interval).await;
-            let found = match &self.applied {
-                Some(applied) => match applied.verify().await {
-                    Ok(()) => continue,
-                    Err(found) => {
-                        count(&self.errors, &found, true);
-                        found.to_string()
-                    }
-                },
-                None => "it could not be set up before".to_owned(),
+            let Some(applied) = &mut self.applied else {
+                tokio::time::sleep(interval).await;
+                self.applied = again(&wish, &self.errors).await;
+                continue;
             };
-            match apply(wish).await {
-                Ok(applied) => {
-                    self.applied = Some(applied);
-                    tracing::warn!(%found, "the node is in order again");
+            let found = match &mut watch {
+                Ok(open) => tokio::select! {
+                    heard = open.broken(applied) => match heard {
+                        Ok(found) => Err(found),
+                        Err(error) => {
+                            tracing::warn!(%error, "changes are noticed by looking only from now on");
+                            watch = Err(error);
+                            continue;
+                        }
+                    },
+                    () = tokio::time::sleep(interval) => applied.verify().await,
+                },
+                Err(_) => {
+                    tokio::time::sleep(interval).await;
+                    applied.verify().await
                 }
+            };
+            let Err(found) = found else { continue };
+            count(&self.errors, &found, true);
+            match applied.repair().await {
+                Ok(()) => tracing::warn!(%found, "the node was changed by somebody, and is in order again"),
                 Err(error) => {
                     count(&self.errors, &error, false);
-                    tracing::error!(%found, %error, "the node cannot be put in order");
+                    tracing::error!(%found, %error, "the node was changed by somebody, and cannot be put in order");
+                    // Whoever takes it away as fast as we put it there must not keep a CPU busy.
+                    tokio::time::sleep(PAUSE).await;
                 }
             }
         }
     }
+}
+
+/// Tries once more what could not be set up at the start.
+async fn again(wish: &Wish, errors: &SetupErrors) -> Option<Applied> {
+    match apply(wish).await {
+        Ok(applied) => {
+            tracing::info!("the node is set up at last");
+            Some(applied)
+        }
+        Err(error) => {
+            count(errors, &error, false);
+            tracing::error!(%error, "the node still cannot be set up");
+            None
+        }
+    }
+}
+
+/// Takes away everything that we ever made on this node. Refused while something listens on one of the addresses, unless
+/// `force`: pods would lose their resolver.
+///
+/// # Errors
+/// Somebody listens, or the kernel refuses.
+pub async fn clean_up(addresses: &[IpAddr], port: u16, force: bool) -> Result<Removed, CleanUpError> {
+    if !force && let Some(address) = addresses.iter().find(|address| somebody_listens(**address, port)) {
+        return Err(CleanUpError::InUse(*address));
+    }
+    nodestub_dataplane::cleanup().await.map_err(CleanUpError::Kernel)
+}
+
+/// Why nothing, or not everything, was taken away.
+#[derive(Debug)]
+pub enum CleanUpError {
+    /// Something listens on this address.
+    InUse(IpAddr),
+    /// The kernel refused.
+    Kernel(Error),
+}
+
+impl std::fmt::Display for CleanUpError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::InUse(address) => write!(
+                f,
+                "something listens on {address}, so pods may be using it: stop the resolver first, or give --force"
+            ),
+            Self::Kernel(cause) => write!(f, "{cause}"),
+        }
+    }
+}
+
+impl std::error::Error for CleanUpError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::InUse(_) => None,
+            Self::Kernel(cause) => Some(cause),
+        }
+    }
+}
+
+fn somebody_listens(address: IpAddr, port: u16) -> bool {
+    let taken =
+        |bound: std::io::Result<()>| bound.is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse);
+    taken(UdpSocket::bind((address, port)).map(drop)) || taken(TcpListener::bind((address, port)).map(drop))
 }
 
 async fn apply(wish: &Wish) -> Result<Applied, Error> {

@@ -264,3 +264,53 @@ fn touches_nothing_where_the_flags_say_so() {
     // So the pod's query is tracked: the test above would see a missing rule.
     assert!(!node.tracked().0.is_empty());
 }
+
+#[test]
+fn what_somebody_takes_away_is_put_back_at_once() {
+    if !can_make_namespaces("what_somebody_takes_away_is_put_back_at_once") {
+        return;
+    }
+    let node = Node::new();
+    let mut command = command();
+    command.args(["-syncinterval", "1h"]);
+    let daemon = node.files.spawn(command).unwrap();
+    daemon.wait_for_line(HANG, |line| line.contains("serving DNS")).unwrap();
+    let carrier = if node.net.addresses(DEVICE).is_ok() { DEVICE } else { "lo" };
+    for (program, arguments, named) in [
+        ("nft", vec!["flush", "ruleset"], "conntrack bypass"),
+        ("ip", vec!["address", "delete", "169.254.20.10/32", "dev", carrier], "local address"),
+    ] {
+        let mut command = Command::new(program);
+        command.args(arguments);
+        assert!(node.net.output(command).unwrap().status.success());
+        // The kernel has told us: a look would come an hour later.
+        daemon.wait_for_line(HANG, |line| line.contains("in order again") && line.contains(named)).unwrap();
+        assert_eq!(node.local_addresses().len(), 2);
+        assert!(node.net.nft_tables().unwrap().contains(&TABLE.to_owned()));
+    }
+    let found = node.ask_from(&node.pod, LOCAL[0], "hoge.default.svc.cluster.local", &patient());
+    assert_eq!(found.data(), ["10.96.33.33"]);
+}
+
+#[test]
+fn cleanup_refuses_while_somebody_listens_and_leaves_nothing_afterwards() {
+    if !can_make_namespaces("cleanup_refuses_while_somebody_listens_and_leaves_nothing_afterwards") {
+        return;
+    }
+    let node = Node::new();
+    let mut daemon = node.start();
+    let cleanup = || {
+        let mut command = common::binary();
+        command.arg("cleanup");
+        node.net.output(command).unwrap()
+    };
+    let refused = cleanup();
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("169.254.20.10"));
+    assert_eq!(node.local_addresses().len(), 2);
+    assert!(daemon.terminate(HANG).unwrap().success());
+    let done = cleanup();
+    assert!(done.status.success(), "{done:?}");
+    node.assert_untouched();
+    assert!(String::from_utf8_lossy(&cleanup().stdout).contains("nothing to remove"));
+}
