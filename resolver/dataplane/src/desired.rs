@@ -1,6 +1,6 @@
 //! What the node should look like, as plain values. No kernel here.
 //!
-//! [`Desired`] is checked when it is made; [`Desired::ruleset`] computes the rules (see [`rules`](crate::rules)).
+//! [`Desired`] is checked when it is made; [`Desired::ruleset`] computes the rules (see [`rules`]).
 //!
 //! What becomes of a query while nobody listens is [`FailOpen`], for each address its own:
 //!

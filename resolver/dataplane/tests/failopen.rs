@@ -22,8 +22,8 @@ use nodestub_dataplane::{Desired, Parts, Rule, Ruleset, apply, nftables};
 use nodestub_lab::Upstream;
 use nodestub_lab::skip::can_make_namespaces;
 
-/// What a mutated story waits for an answer that does not come. Too short would show as an untrue story told by the
-/// whole rules, which are tried with it as well.
+/// What a story under changed rules waits for an answer that does not come. Too short, and every such story would be
+/// untrue for want of time: see [`is_told_in_time`].
 const IMPATIENCE: Duration = Duration::from_millis(700);
 
 fn port(number: u16) -> NonZeroU16 {
@@ -69,7 +69,7 @@ fn goes_astray_without_any_single_rule() {
     }
     for wish in [local_with_fallback().intercept(&SERVICE.map(ip)).unwrap(), only_intercepted()] {
         let rules = wish.ruleset();
-        story(&wish, &rules, IMPATIENCE).unwrap();
+        is_told_in_time(&wish, &rules);
         for (index, rule) in rules.rules().iter().enumerate() {
             let told = story(&wish, &rules.without(index), IMPATIENCE);
             let astray = told.expect_err(&format!("nothing changed without `{}: {rule}`", rule.chain()));
@@ -85,7 +85,7 @@ fn goes_astray_when_two_rules_are_swapped_whose_order_matters() {
     }
     for wish in [local_with_fallback(), only_intercepted()] {
         let rules = wish.ruleset();
-        story(&wish, &rules, IMPATIENCE).unwrap();
+        is_told_in_time(&wish, &rules);
         let mut tried = 0;
         for (one, first) in rules.rules().iter().enumerate() {
             for (other, second) in rules.rules().iter().enumerate().skip(one + 1) {
@@ -205,6 +205,13 @@ fn keeps_connections_that_went_past_the_listener_when_a_restart_applies_again() 
     let _listener = cluster.listen(server.ip(), "listener");
     assert_eq!(stream.ask(), "cluster");
     assert_eq!(ask_tcp(&cluster.pod, 0, server, PATIENCE), "listener");
+}
+
+/// The whole rules make the story true in the time that changed ones get. A machine that is busy just now may try again.
+fn is_told_in_time(wish: &Desired, rules: &Ruleset) {
+    const TRIES: usize = 5;
+    let told: Vec<_> = (0..TRIES).map_while(|_| story(wish, rules, IMPATIENCE).err()).collect();
+    assert!(told.len() < TRIES, "{told:#?}");
 }
 
 /// The pairs that may stand either way, each with its reason; `None` for the others.
