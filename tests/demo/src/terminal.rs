@@ -3,6 +3,9 @@
 use std::fmt;
 use std::io::IsTerminal;
 
+/// Characters of a line, so that it fits a terminal of 80.
+pub const WIDTH: usize = 78;
+
 /// When to colour.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Colour {
@@ -71,7 +74,6 @@ impl Palette {
 
     /// A section's heading, after an empty line.
     pub fn heading(self, title: &str) -> String {
-        const WIDTH: usize = 78;
         let line = "─".repeat(WIDTH.saturating_sub(title.chars().count() + 4));
         format!(
             "\n{} {} {}",
@@ -93,14 +95,30 @@ pub fn printable(text: &str) -> String {
     text.chars().map(plain).collect()
 }
 
+/// Text in lines of at most so many characters; a longer word stands alone.
+pub fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
 /// A span of time as people say it: `870 µs`, `12.3 ms`, `4.2 s`, `1 min 48 s`.
 pub fn span(time: std::time::Duration) -> String {
     let micros = time.as_micros();
     let (whole_ms, whole_s) = (time.as_millis(), time.as_secs());
     match micros {
         0..1_000 => format!("{micros} µs"),
-        1_000..10_000_000 if whole_s == 0 => format!("{whole_ms}.{} ms", micros % 1_000 / 100),
-        1_000..60_000_000 => format!("{whole_s}.{} s", whole_ms % 1_000 / 100),
+        1_000..100_000 => format!("{whole_ms}.{} ms", micros % 1_000 / 100),
+        100_000..1_000_000 => format!("{whole_ms} ms"),
+        1_000_000..60_000_000 => format!("{whole_s}.{} s", whole_ms % 1_000 / 100),
         _ => format!("{} min {} s", whole_s / 60, whole_s % 60),
     }
 }
@@ -132,13 +150,20 @@ mod tests {
             (999, "999 µs"),
             (1_000, "1.0 ms"),
             (12_345, "12.3 ms"),
-            (999_999, "999.9 ms"),
+            (99_999, "99.9 ms"),
+            (999_999, "999 ms"),
             (4_250_000, "4.2 s"),
             (59_990_000, "59.9 s"),
             (108_000_000, "1 min 48 s"),
         ] {
             assert_eq!(span(Duration::from_micros(micros)), text);
         }
+    }
+
+    #[test]
+    fn wraps_between_words_only() {
+        assert_eq!(wrap("a bb  ccc dddddd e", 4), ["a bb", "ccc", "dddddd", "e"]);
+        assert!(wrap(" ", 4).is_empty());
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What a patch changed, as lines of YAML: the changes, where they are, and nothing else.
 
+use std::collections::VecDeque;
+
 use serde_json::Value;
 
 /// A line, and whether it came or went.
@@ -30,7 +32,7 @@ impl Line {
 
 /// The difference of two values: changed lines, the lines above them that say where they are, and a neighbour.
 pub(crate) fn between(before: &Value, after: &Value) -> Vec<Line> {
-    shorten(&compare(&yaml(before), &yaml(after)))
+    shorten(&pair(compare(&yaml(before), &yaml(after))))
 }
 
 /// Longest common subsequence, by the table: objects of at most a few thousand lines.
@@ -75,6 +77,40 @@ fn compare(before: &[String], after: &[String]) -> Vec<Line> {
     }
 }
 
+/// Within each run of changes, moves a removed line down to the added one of the same key, so that an old value stands
+/// directly above the new one, and not above what came before it.
+fn pair(lines: Vec<Line>) -> Vec<Line> {
+    let mut paired = Vec::with_capacity(lines.len());
+    let (mut removed, mut added) = (VecDeque::new(), Vec::new());
+    for line in lines.into_iter().chain([Line::Left(0)]) {
+        match line {
+            Line::Removed(_) => removed.push_back(line),
+            Line::Added(_) => added.push(line),
+            Line::Same(_) | Line::Left(_) => {
+                let has_partner = |one: &Line| added.iter().any(|other| key(one) == key(other));
+                if !removed.iter().any(has_partner) {
+                    paired.extend(removed.drain(..));
+                }
+                for new in added.drain(..) {
+                    if let Some(place) = removed.iter().position(|old| key(old) == key(&new)) {
+                        paired.extend(removed.drain(..=place));
+                    }
+                    paired.push(new);
+                }
+                paired.extend(removed.drain(..));
+                paired.push(line);
+            }
+        }
+    }
+    paired.pop();
+    paired
+}
+
+/// What stands before the colon, with its indentation.
+fn key(line: &Line) -> &str {
+    line.text().split(": ").next().unwrap_or_default()
+}
+
 fn shorten(lines: &[Line]) -> Vec<Line> {
     let mut kept = vec![false; lines.len()];
     let mut keep = |index: usize| {
@@ -84,8 +120,12 @@ fn shorten(lines: &[Line]) -> Vec<Line> {
     };
     for (index, line) in lines.iter().enumerate().filter(|(_, line)| line.is_change()) {
         keep(index);
-        keep(index + 1);
-        keep(index.wrapping_sub(1));
+        for beside in [index.wrapping_sub(1), index + 1] {
+            // What is deeper belongs to something else.
+            if lines.get(beside).is_some_and(|other| depth(other.text()) <= depth(line.text())) {
+                keep(beside);
+            }
+        }
         // Upwards through the parents: each is indented less than what stands in it.
         let mut indent = depth(line.text());
         for (above, line) in lines.iter().enumerate().take(index).rev() {
@@ -189,28 +229,23 @@ mod tests {
         after["metadata"]["annotations"] = json!({"k": "v"});
         after["spec"]["dnsPolicy"] = json!("None");
         after["spec"]["dnsConfig"] = json!({"nameservers": ["169.254.20.10"]});
-        let expected = "  metadata:
-+   annotations:
-+     k: v
-    labels:
-  ... 3
-  spec:
-  ... 1
-  - image: i
-      name: c
--   dnsPolicy: ClusterFirst
-+   dnsConfig:
-+     nameservers:
-+     - 169.254.20.10
-+   dnsPolicy: None
-    z: 1
-";
-        // The lines of the list are indented by the dash, so they count as deeper than their key.
+        let expected = [
+            "  metadata:",
+            "+   annotations:",
+            "+     k: v",
+            "    labels:",
+            "  ... 3",
+            "  spec:",
+            "  ... 3",
+            "+   dnsConfig:",
+            "+     nameservers:",
+            "+     - 169.254.20.10",
+            "-   dnsPolicy: ClusterFirst",
+            "+   dnsPolicy: None",
+            "    z: 1",
+        ];
         let found = shown(&before, &after);
-        assert!(found.contains("+   annotations:\n+     k: v\n    labels:\n  ... "), "{found}");
-        assert!(found.contains("+   dnsPolicy: None\n    z: 1\n"), "{found}\nnot\n{expected}");
-        assert!(found.contains("-   dnsPolicy: ClusterFirst\n"), "{found}");
-        assert!(found.contains("+     nameservers:\n+     - 169.254.20.10\n"), "{found}");
+        assert_eq!(found.lines().collect::<Vec<_>>(), expected);
     }
 
     #[test]

@@ -40,7 +40,7 @@ use nodestub_demo::terminal::{Palette, printable};
 use nodestub_lab::isolate::{end_with_parent, is_inside, isolate_as, supervise};
 use nodestub_lab::{Error, Isolation, Netns, Rights, conntrack, isolate, rights};
 
-use crate::play::Play;
+use crate::play::{Ground, Play};
 
 /// Set for a process that only tries.
 const PROBE_VARIABLE: &str = "NODESTUB_DEMO_PROBE";
@@ -78,14 +78,14 @@ fn finish(palette: Palette, result: Result<u8, Error>) -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<u8, Error> {
-    let outer = || std::env::var(OUTER_VARIABLE).ok();
     if let Ok(reason) = std::env::var(LOOPBACK_VARIABLE) {
         end_with_parent()?;
-        return Play::new(arguments)?.on_loopback(&reason);
+        return Play::new(arguments)?.perform(&Ground::Loopback { reason: &reason });
     }
     if is_inside() {
         isolate()?;
-        return Play::new(arguments)?.in_namespaces(outer().as_deref());
+        let outer = std::env::var(OUTER_VARIABLE).ok();
+        return Play::new(arguments)?.perform(&Ground::Namespaces { outer: outer.as_deref() });
     }
 
     // A manifest that is of no use is said before anything is made.
@@ -109,7 +109,7 @@ fn run(arguments: &Arguments) -> Result<u8, Error> {
 /// `None`: namespaces can be had. The attempt is made by another process, so that a half-made one harms nothing.
 fn why_no_namespaces(arguments: &Arguments) -> Result<Option<String>, Error> {
     if arguments.loopback {
-        return Ok(Some("because --loopback asks for it".to_owned()));
+        return Ok(Some("as --loopback asks".to_owned()));
     }
     if let Rights::None(reason) = rights() {
         return Ok(Some(reason));

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nodestub_demo::args::Arguments;
-use nodestub_demo::terminal::{Palette, Style, printable, span};
+use nodestub_demo::terminal::{Palette, Style, WIDTH, printable, span, wrap};
 use nodestub_demo::{BUILT_VARIABLE, STARTED_VARIABLE, now_ms};
 use nodestub_lab::{Error, Pod};
 
@@ -18,7 +18,7 @@ use crate::diff::{self, Line};
 use crate::manifest::{self, Picked};
 use crate::resolv_conf::ResolvConf;
 use crate::rounds::{Asker, NAMES, Outcome, Round};
-use crate::scene::{Bypass, OUTSIDE_DELAY, POD, Scene};
+use crate::scene::{Bypass, LOCAL, OUTSIDE_DELAY, POD, Scene};
 
 /// What a program is told when nobody reads its output any more (128 and SIGPIPE).
 const BROKEN_PIPE: i32 = 141;
@@ -32,6 +32,14 @@ pub(crate) struct Play<'a> {
     picked: Picked,
     cleanup: Arc<Cleanup>,
     verdicts: Vec<Verdict>,
+}
+
+/// Where it is played.
+pub(crate) enum Ground<'a> {
+    /// In namespaces of the demo's own; others enter them by this process.
+    Namespaces { outer: Option<&'a str> },
+    /// On loopback, for this reason.
+    Loopback { reason: &'a str },
 }
 
 /// A line of the summary.
@@ -55,36 +63,40 @@ impl<'a> Play<'a> {
         })
     }
 
-    /// Plays in namespaces; `outer` is the process by which others enter them.
-    pub(crate) fn in_namespaces(mut self, outer: Option<&str>) -> Result<u8, Error> {
+    /// Plays to the end, whichever it is, and takes everything away.
+    pub(crate) fn perform(self, ground: &Ground<'_>) -> Result<u8, Error> {
+        let cleanup = Arc::clone(&self.cleanup);
+        let played = match *ground {
+            Ground::Namespaces { outer } => self.in_namespaces(outer),
+            Ground::Loopback { reason } => self.on_loopback(reason),
+        };
+        // Not left to `Drop`: the thread that waits for signals holds on to it.
+        cleanup.finish();
+        played
+    }
+
+    /// `outer` is the process by which others enter them.
+    fn in_namespaces(mut self, outer: Option<&str>) -> Result<u8, Error> {
         let mut scene = Scene::in_namespaces(&self.cleanup, self.arguments.manifest.as_deref())?;
         self.opening();
-        let ends = scene.endpoints;
-        self.line(format_args!(
-            "  pod {} ── node {} ── cluster DNS {} ── outside DNS, {} away",
-            self.cyan(POD),
-            self.cyan(ends.resolver.ip()),
-            self.cyan(ends.cluster_dns.ip()),
-            span(OUTSIDE_DELAY)
-        ));
         self.note(
-            "Network namespaces of the demo's own; the machine's is not touched. Connection tracking is",
+            "Network namespaces of the demo's own; the machine's is not touched. Connection tracking is forced on in \
+             the node, so that its table shows what would fill it.",
         );
-        self.note("forced on in the node, so that its table shows what would fill it.");
         scene.force_tracking()?;
         let played = self.play(&mut scene, true);
         self.end(played, &scene, outer)
     }
 
-    /// Plays on loopback, and says why and what is left out.
-    pub(crate) fn on_loopback(mut self, reason: &str) -> Result<u8, Error> {
+    /// Says why and what is left out.
+    fn on_loopback(mut self, reason: &str) -> Result<u8, Error> {
         let mut scene = Scene::on_loopback(&self.cleanup)?;
         self.opening();
-        self.line(
-            self.palette.paint(Style::Yellow, format_args!("  On loopback, with high ports: {reason}.")),
+        self.warn(&format!("On loopback, with high ports: {reason}."));
+        self.note(
+            "Left out: the pod's and the node's network, the local address, the bypass of connection tracking, and \
+             the system's resolver library, which knows port 53 only; the demo's own client asks instead.",
         );
-        self.note("Left out: the pod's and the node's network, the local address, the bypass of connection tracking,");
-        self.note("and the system's resolver library, which knows port 53 only; the demo's own client asks instead.");
         let played = self.play(&mut scene, false);
         self.end(played, &scene, None)
     }
@@ -98,11 +110,7 @@ impl<'a> Play<'a> {
         let namespace = self.picked.namespace.clone();
         scene.start_cluster_dns(&namespace)?;
         scene.start_resolver(Bypass::On)?;
-        self.line(format_args!(
-            "  Running: nodestub-resolver {}, a second one as cluster DNS {}, nodestub-webhook",
-            self.cyan(scene.endpoints.resolver),
-            self.cyan(scene.endpoints.cluster_dns)
-        ));
+        self.cast(scene);
 
         let resolv_conf = self.admission(scene)?;
         let pod = match scene.pod().filter(|_| namespaces) {
@@ -117,6 +125,25 @@ impl<'a> Play<'a> {
         Ok(())
     }
 
+    /// Who is where.
+    fn cast(&self, scene: &Scene) {
+        let ends = scene.endpoints;
+        let outside = format!("scripted, {} ms away", OUTSIDE_DELAY.as_millis());
+        let mut rows = vec![
+            ("node", ends.resolver.to_string(), "nodestub-resolver"),
+            ("cluster DNS", ends.cluster_dns.to_string(), "a second one, with the Services"),
+            ("outside DNS", ends.outside_dns.to_string(), outside.as_str()),
+            ("webhook", String::new(), "nodestub-webhook, asked as API servers ask"),
+        ];
+        if scene.pod().is_some() {
+            rows.insert(0, ("pod", POD.to_string(), "getent; its default route is the node"));
+        }
+        self.line("");
+        for (place, address, what) in rows {
+            self.line(format_args!("  {place:<14}{} {what}", self.cyan(format_args!("{address:<20}"))));
+        }
+    }
+
     fn admission(&mut self, scene: &Scene) -> Result<ResolvConf, Error> {
         let (address, ca) = scene.start_webhook(&self.picked.namespace)?;
         let Picked { file, kind, name, namespace, pod } = &self.picked;
@@ -129,16 +156,16 @@ impl<'a> Play<'a> {
             self.palette.paint(Style::Dim, format_args!("({})", printable(file)))
         ));
         let admitted = scene.admit(address, &ca, &self.picked)?;
+        self.line(format_args!("  POST https://{}/mutate", crate::admission::SERVER_NAME));
         self.line(format_args!(
-            "  AdmissionReview to https://{}/mutate: {} in {}, {} operations",
-            crate::admission::SERVER_NAME,
+            "  {} in {}, {} operations; {} against the CA just issued",
             self.green(&admitted.decision),
             span(admitted.took),
             admitted.operations,
+            admitted.tls,
         ));
-        self.note(&format!("{}, the certificate checked against the CA issued a moment ago", admitted.tls));
         for warning in &admitted.warnings {
-            self.line(self.palette.paint(Style::Yellow, format_args!("  Warning: {warning}")));
+            self.warn(&format!("Warning: {warning}"));
         }
         if admitted.operations == 0 {
             return Err(Error::new(format!(
@@ -162,7 +189,7 @@ impl<'a> Play<'a> {
             self.line(format_args!("  {}", printable(line)));
         }
         let mut faults = Vec::new();
-        let local = scene.endpoints.resolver.ip().to_string();
+        let local = LOCAL.to_string();
         if resolv_conf.nameservers.first() != Some(&local) {
             faults.push(format!("the first nameserver of the Pod is not {local}"));
         }
@@ -176,10 +203,10 @@ impl<'a> Play<'a> {
         let idle = asker.idle()?;
         asker.scene.forget_tracked()?;
         let (first, second) = (asker.round()?, asker.round()?);
-        self.line(self.palette.heading("Names, resolved in the Pod"));
+        self.line(self.palette.heading(if idle.is_some() { "Names, resolved in the Pod" } else { "Names" }));
         match idle {
             Some(idle) => self.note(&format!(
-                "By getent, so by the system's own library. {} of each time is the start of getent itself.",
+                "By getent, so by the system's own library; {} of each time is getent itself.",
                 span(idle)
             )),
             None => self.note("By the demo's own client, with the Pod's search list."),
@@ -240,7 +267,7 @@ impl<'a> Play<'a> {
         let good = format!("{} of {} as they should be", NAMES.len(), NAMES.len());
         self.verdicts.push(Verdict { subject: "names", good, faults: wrong });
         let good = format!(
-            "{:.0} of {:.0} questions of the second round, {} instead of {} each",
+            "{:.0} of {:.0} questions of round two; {} instead of {} each",
             two.hits,
             two.questions,
             span(two.mean()),
@@ -263,9 +290,9 @@ impl<'a> Play<'a> {
 
         self.line(self.palette.heading("Connection tracking on the node"));
         self.note(
-            "Entries for the local address, port 53, after two rounds of the names above. For the second row",
+            "Entries for the local address, port 53, after two rounds of the names above. For the second row the \
+             resolver was started anew with -setupiptables=false, and the same names were asked for again.",
         );
-        self.note("the resolver was started anew with -setupiptables=false, and the same names were asked for again.");
         self.line("");
         let header = format!("  {:<50}{:>COLUMN$}{:>COLUMN$}", "", "questions", "entries");
         self.line(self.palette.paint(Style::Dim, header));
@@ -280,7 +307,8 @@ impl<'a> Play<'a> {
         }
         self.line("");
         self.note(&format!(
-            "The resolver's own connections to the cluster DNS are tracked in any case, for kube-proxy: {to_cluster}."
+            "The resolver's own connections to the cluster DNS ({to_cluster}) are tracked in any case: kube-proxy \
+             needs that."
         ));
 
         let mut faults: Vec<String> = rounds.iter().flat_map(wrong_names).collect();
@@ -318,6 +346,12 @@ impl<'a> Play<'a> {
         let subject = self.palette.paint(Style::Bold, format_args!("{:<10}", "time"));
         self.line(format_args!("    {subject} {}", times()));
         let failed = self.verdicts.iter().any(|verdict| !verdict.faults.is_empty());
+        if failed {
+            for (name, lines) in scene.logs() {
+                self.line(self.palette.heading(&format!("The end of {name}")));
+                self.line(lines);
+            }
+        }
         if self.arguments.keep {
             self.keep(scene, outer, failed)?;
         }
@@ -372,7 +406,17 @@ impl<'a> Play<'a> {
     }
 
     fn note(&self, text: &str) {
-        self.line(self.palette.paint(Style::Dim, format_args!("  {text}")));
+        self.paragraph(Style::Dim, text);
+    }
+
+    fn warn(&self, text: &str) {
+        self.paragraph(Style::Yellow, text);
+    }
+
+    fn paragraph(&self, style: Style, text: &str) {
+        for line in wrap(text, WIDTH - 2) {
+            self.line(self.palette.paint(style, format_args!("  {line}")));
+        }
     }
 
     fn cyan(&self, text: impl Display) -> String {

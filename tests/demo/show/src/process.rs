@@ -99,7 +99,7 @@ impl Process {
 
     /// An error with the last lines of the log.
     pub(crate) fn fault(&self, step: &str) -> Error {
-        Error::new(format!("{step}{}", last_lines(&self.log)))
+        Error::new(format!("{step}; its last lines:\n{}", last_lines(&self.log)))
     }
 
     fn child(&self) -> MutexGuard<'_, Child> {
@@ -113,18 +113,15 @@ impl Drop for Process {
     }
 }
 
-/// The end of a log, indented; says so where there is none.
+/// The end of a log, each line indented.
 pub(crate) fn last_lines(log: &Path) -> String {
     let text = std::fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().collect();
-    if lines.is_empty() {
-        return "; it has logged nothing".to_owned();
-    }
     let last = lines.iter().skip(lines.len().saturating_sub(SHOWN_LINES));
-    let last: String =
-        last.map(|line| format!("\n    {}", nodestub_demo::terminal::printable(line))).collect();
-    format!("; its last lines:{last}")
+    let last: Vec<String> =
+        last.map(|line| format!("    {}", nodestub_demo::terminal::printable(line))).collect();
+    if last.is_empty() { "    (nothing)".to_owned() } else { last.join("\n") }
 }
 
 #[cfg(test)]

@@ -130,10 +130,17 @@ impl Asker<'_> {
         u32::try_from(count).map_or(f64::MAX, f64::from)
     }
 
-    /// What `getent` itself takes, for a name that needs no DNS. `None` on loopback.
+    /// What `getent` itself takes, for a name that needs no DNS: the best of a few. `None` on loopback.
     pub(crate) fn idle(&self) -> Result<Option<Duration>, Error> {
-        let began = Instant::now();
-        self.pod.map(|pod| pod.output(getent("localhost")).map(|_| began.elapsed())).transpose()
+        const TRIES: usize = 3;
+        let Some(pod) = self.pod else { return Ok(None) };
+        let mut best = Duration::MAX;
+        for _ in 0..TRIES {
+            let began = Instant::now();
+            pod.output(getent("localhost"))?;
+            best = best.min(began.elapsed());
+        }
+        Ok(Some(best))
     }
 
     fn resolve(&self, name: &str) -> Result<Asked, Error> {

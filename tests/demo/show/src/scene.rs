@@ -20,7 +20,7 @@ use nodestub_lab::{Error, Netns, Upstream, conntrack, upstream};
 
 use crate::cleanup::Cleanup;
 use crate::http;
-use crate::process::Process;
+use crate::process::{Process, last_lines};
 use crate::{admission, folder};
 
 /// The cluster's domain.
@@ -36,7 +36,8 @@ pub(crate) const OUTSIDE_DELAY: Duration = Duration::from_millis(20);
 /// Where the pod is.
 pub(crate) const POD: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 7);
 
-const LOCAL: Ipv4Addr = Ipv4Addr::new(169, 254, 20, 10);
+/// The address of the node's resolver, as pods know it.
+pub(crate) const LOCAL: Ipv4Addr = Ipv4Addr::new(169, 254, 20, 10);
 const CLUSTER_DNS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 const OUTSIDE_DNS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 53);
 const NODE_TO_POD: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 1);
@@ -46,6 +47,11 @@ const KUBERNETES: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 
 const NODE_COREFILE: &str = include_str!("../../corefiles/node.Corefile");
 const CLUSTER_COREFILE: &str = include_str!("../../corefiles/cluster.Corefile");
+/// What the daemons write, into the folder.
+const LOGS: [&str; 3] = [CLUSTER_DNS_LOG, RESOLVER_LOG, WEBHOOK_LOG];
+const CLUSTER_DNS_LOG: &str = "cluster-dns.log";
+const RESOLVER_LOG: &str = "resolver.log";
+const WEBHOOK_LOG: &str = "webhook.log";
 /// In seconds; longer than any demo takes.
 const OUTSIDE_TTL: u32 = 300;
 /// For a daemon to answer, or to end.
@@ -64,7 +70,8 @@ pub(crate) struct Endpoints {
     pub(crate) cluster_dns: SocketAddr,
     cluster_metrics: SocketAddr,
     cluster_ready: SocketAddr,
-    outside_dns: SocketAddr,
+    /// The DNS outside of the cluster.
+    pub(crate) outside_dns: SocketAddr,
 }
 
 /// One of the namespaces.
@@ -128,8 +135,7 @@ impl Scene {
 
     /// The same on loopback, with free ports.
     pub(crate) fn on_loopback(cleanup: &Arc<Cleanup>) -> Result<Self, Error> {
-        let folder = folder::temporary()?;
-        cleanup.add_folder(&folder);
+        let folder = cleanup.folder(folder::temporary)?;
         let endpoints = Endpoints {
             resolver: free()?,
             metrics: free()?,
@@ -172,7 +178,7 @@ impl Scene {
         let corefile = self.write("cluster.Corefile", &text)?;
         command.arg("-conf").arg(corefile);
         command.arg(format!("-dns.port={}", self.endpoints.cluster_dns.port()));
-        let process = self.start(Place::Cluster, command, &[], "cluster-dns.log")?;
+        let process = self.start(Place::Cluster, command, &[], CLUSTER_DNS_LOG)?;
         self.wait_ready(&process, Place::Cluster, self.endpoints.cluster_ready, "/ready")
     }
 
@@ -199,7 +205,7 @@ impl Scene {
         let cluster_dns = ends.cluster_dns.ip().to_string();
         // As Kubernetes tells every pod where the Service kube-dns is.
         let variables = [("KUBE_DNS_SERVICE_HOST", cluster_dns.as_str())];
-        let process = self.start(Place::Node, command, &variables, "resolver.log")?;
+        let process = self.start(Place::Node, command, &variables, RESOLVER_LOG)?;
         self.wait_ready(&process, Place::Node, ends.ready, "/ready")?;
         *self.resolver() = Some(process);
         Ok(())
@@ -217,8 +223,8 @@ impl Scene {
         let certificates = self.folder.join("certificates");
         let mut command = self.program("nodestub-webhook");
         command.arg("certificates").arg("--folder").arg(&certificates).env_clear();
-        let issued =
-            command.output().map_err(|error| Error::caused("start nodestub-webhook certificates", error))?;
+        let issued = self.cleanup.whole(|| command.output())?;
+        let issued = issued.map_err(|error| Error::caused("start nodestub-webhook certificates", error))?;
         if !issued.status.success() {
             let said = String::from_utf8_lossy(&issued.stderr);
             return Err(Error::new(format!("issue certificates: {}", said.trim())));
@@ -229,12 +235,12 @@ impl Scene {
         let mut command = self.program("nodestub-webhook");
         command.arg("--certificates").arg(&certificates).arg("--ports-file").arg(&ports_file);
         command.arg(format!("--listen={any_port}")).arg(format!("--admin-listen={any_port}"));
-        command.arg(format!("--cluster-dns={}", self.endpoints.cluster_dns.ip()));
-        command.arg(format!("--local-address={}", self.endpoints.resolver.ip()));
+        // On loopback as well: a Pod of a cluster gets a cluster's addresses.
+        command.arg(format!("--cluster-dns={CLUSTER_DNS}")).arg(format!("--local-address={LOCAL}"));
         command.arg(format!("--cluster-domain={CLUSTER_DOMAIN}"));
         command.arg(format!("--namespace={namespace}:nodestub.io/inject=enabled"));
         command.arg("--host-search=none");
-        let process = self.start(Place::Cluster, command, &[], "webhook.log")?;
+        let process = self.start(Place::Cluster, command, &[], WEBHOOK_LOG)?;
         let mut ports = None;
         process.wait_until("tells its ports", PATIENCE, || {
             let text = std::fs::read_to_string(&ports_file);
@@ -302,6 +308,11 @@ impl Scene {
         Ok(!(rules || device || on_lo))
     }
 
+    /// The last lines of each log.
+    pub(crate) fn logs(&self) -> Vec<(&'static str, String)> {
+        LOGS.iter().map(|name| (*name, last_lines(&self.folder.join(name)))).collect()
+    }
+
     fn resolver(&self) -> MutexGuard<'_, Option<Arc<Process>>> {
         self.resolver.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -326,9 +337,7 @@ impl Scene {
         log: &str,
     ) -> Result<Arc<Process>, Error> {
         let log = self.folder.join(log);
-        let process = self.inside(place, || Process::start(command, variables, &log))??;
-        self.cleanup.add(&process);
-        Ok(process)
+        self.cleanup.process(|| self.inside(place, || Process::start(command, variables, &log))?)
     }
 
     fn wait_ready(
