@@ -186,6 +186,14 @@ impl Netns {
             .collect())
     }
 
+    /// Takes away a table of nftables' family `inet`; one that is not there is no error.
+    pub fn delete_nft_table(&self, name: &str) -> Result<(), Error> {
+        let table = || TableMessage { attributes: vec![TableAttribute::Name(name.to_owned())] };
+        // Made first, so that there is one to delete.
+        let messages = vec![NfTablesMessage::NewTable(table()), NfTablesMessage::DeleteTable(table())];
+        self.run(|| crate::netfilter::transact(NetfilterProtoFamily::Inet, messages))?
+    }
+
     fn netlink<T: Send>(
         &self,
         step: &str,

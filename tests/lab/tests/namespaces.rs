@@ -106,6 +106,20 @@ fn counts_tracked_connections_only_where_tracking_is_forced() {
 }
 
 #[test]
+fn deletes_a_table_that_is_there_or_not() {
+    if !can_make_namespaces("deletes_a_table_that_is_there_or_not") {
+        return;
+    }
+    let netns = Netns::new().unwrap();
+    conntrack::force_tracking(&netns).unwrap();
+    assert_eq!(netns.nft_tables().unwrap(), [conntrack::TRACKING_TABLE]);
+    for _ in 0..2 {
+        netns.delete_nft_table(conntrack::TRACKING_TABLE).unwrap();
+        assert!(netns.nft_tables().unwrap().is_empty());
+    }
+}
+
+#[test]
 fn resolves_with_the_systems_library_under_the_pods_resolv_conf() {
     if !can_make_namespaces("resolves_with_the_systems_library_under_the_pods_resolv_conf") {
         return;
