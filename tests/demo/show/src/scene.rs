@@ -297,15 +297,9 @@ impl Scene {
         Ok((with(self.endpoints.resolver), with(self.endpoints.cluster_dns)))
     }
 
-    /// Whether the resolver's address or rules are on the node.
-    pub(crate) fn node_is_clean(&self) -> Result<bool, Error> {
-        let Some(node) = self.node() else { return Ok(true) };
-        let rules = node.nft_tables()?.iter().any(|table| table == "nodestub");
-        let devices = node.run(|| std::fs::read_to_string("/proc/thread-self/net/dev"))?;
-        let devices = devices.map_err(|error| Error::caused("list the node's devices", error))?;
-        let device = devices.lines().any(|line| line.trim_start().starts_with("nodestub:"));
-        let on_lo = node.addresses("lo")?.iter().any(|(ip, _)| *ip == IpAddr::from(LOCAL));
-        Ok(!(rules || device || on_lo))
+    /// Takes the resolver's rules away: they outlive it.
+    pub(crate) fn delete_rules(&self) -> Result<(), Error> {
+        self.node().map_or(Ok(()), |node| node.delete_nft_table("nodestub"))
     }
 
     /// The last lines of each log.
