@@ -1,7 +1,7 @@
 //! The API server's part: asks the webhook over TLS, as an API server does, and applies what it answers.
 //!
 //! The webhook's name is its Service's, its certificate is checked against the CA that a
-//! `MutatingWebhookConfiguration` would carry, and the patch is applied by a library that the webhook's tests use too,
+//! `MutatingWebhookConfiguration` would carry, and the patch is applied by the library of most Rust programs for that,
 //! not by code of ours.
 
 use std::net::SocketAddr;
