@@ -40,6 +40,9 @@ use crate::watchdog::{self, SecretLabel};
 /// How long queries under way may take after the sockets are closed: one question's whole time.
 const DRAIN: Duration = Duration::from_secs(5);
 
+/// How often the Corefile is looked at with `-reloadwithsignal` (node-cache's `syncInterval` of files).
+const TEMPLATE_INTERVAL: Duration = Duration::from_secs(10);
+
 /// Why serving did not begin.
 #[derive(Debug)]
 pub enum StartError {
@@ -100,6 +103,11 @@ pub async fn serve(arguments: &Serve) -> Result<(), StartError> {
     let tables = workshop.compile(&config).map_err(StartError::Compile)?;
     let mut running = Running::start(arguments, &config, workshop, tables, &node, workers, cpus)?;
     tokio::spawn(node.keep_in_order(arguments.sync_interval));
+    if let Some(file) = &arguments.pid_file
+        && let Err(cause) = std::fs::write(file, format!("{}\n", std::process::id()))
+    {
+        tracing::warn!(file = %file.display(), %cause, "-pidfile: cannot write the process id");
+    }
     running.until_stopped(&mut signals).await;
     running.stop(&mut signals).await;
     Ok(())
@@ -186,7 +194,10 @@ impl<'a> Running<'a> {
     }
 
     /// Goes over to a compiled Corefile; on an error everything stays as it was.
-    fn apply(&mut self, config: Config, tables: Tables) -> Result<(), StartError> {
+    fn apply(&mut self, config: Config, mut tables: Tables) -> Result<(), StartError> {
+        if let Some(address) = self.arguments.metrics_listen_address {
+            tables.admin.entry(address).or_default().metrics = true;
+        }
         let prepared = self.admin.prepare(&tables.admin).map_err(StartError::Admin)?;
         let wanted = tables.admin.clone();
         self.listeners.apply(tables).map_err(StartError::Bind)?;
@@ -226,7 +237,9 @@ impl<'a> Running<'a> {
 
     /// When the Corefile is looked at next: `reload`'s interval, and up to half its jitter more or less.
     fn next_look(&self) -> Option<Duration> {
-        let reload = self.shared.tables.load().reload.clone()?;
+        let Some(reload) = self.shared.tables.load().reload.clone() else {
+            return self.arguments.reload_with_signal.then_some(TEMPLATE_INTERVAL);
+        };
         let jitter = reload.jitter.mul_f64(rand::rng().random_range(0.0..=0.5));
         let later: bool = rand::rng().random();
         Some(if later { reload.interval + jitter } else { reload.interval.saturating_sub(jitter) })
@@ -321,7 +334,7 @@ fn options(placeholders: &Placeholders) -> Options {
 
 fn read(arguments: &Serve) -> Result<Config, Box<Report>> {
     let loaded =
-        nodestub_corefile::load(&arguments.conf, &options(&arguments.placeholders)).map_err(Box::new)?;
+        nodestub_corefile::load(arguments.corefile(), &options(&arguments.placeholders)).map_err(Box::new)?;
     if !loaded.warnings.is_empty() {
         tracing::warn!("{}", loaded.warnings);
     }

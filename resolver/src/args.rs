@@ -13,7 +13,7 @@
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
@@ -70,8 +70,28 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct Serve {
     /// The Corefile.
-    #[arg(long = "conf", visible_alias = "config", value_name = "FILE", default_value = "Corefile")]
+    #[arg(long = "conf", visible_aliases = ["config", "corefile"], value_name = "FILE", default_value = "Corefile")]
     pub conf: PathBuf,
+    /// Read in place of `-conf` where it is there: node-cache's template, whose placeholders are filled in memory.
+    #[arg(long = "basecorefile", value_name = "FILE", default_value = "/etc/coredns/Corefile.base")]
+    pub base_corefile: PathBuf,
+    /// Look at the Corefile every 10 s even where it has no `reload`; node-cache signals itself for that.
+    #[arg(
+        long = "reloadwithsignal",
+        value_name = "BOOL",
+        default_value_t = false,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        action = clap::ArgAction::Set
+    )]
+    pub reload_with_signal: bool,
+    /// Write the process id to this file once queries are answered.
+    #[arg(long = "pidfile", value_name = "FILE")]
+    pub pid_file: Option<PathBuf>,
+    /// Serve `/metrics` here as well. (node-cache does so on 0.0.0.0:9353 without being asked; here only when asked.)
+    #[arg(long = "metrics-listen-address", value_name = "IP:PORT", value_parser = listen_address)]
+    pub metrics_listen_address: Option<SocketAddr>,
     /// What the Corefile does not say itself.
     #[command(flatten)]
     pub placeholders: Placeholders,
@@ -187,6 +207,13 @@ pub struct Placeholders {
     pub port: NonZeroU16,
 }
 
+impl Serve {
+    /// The file to read: the template where it is there, else the Corefile.
+    pub fn corefile(&self) -> &Path {
+        if self.base_corefile.exists() { &self.base_corefile } else { &self.conf }
+    }
+}
+
 impl Placeholders {
     /// The addresses of `-localip`.
     pub fn local_addresses(&self) -> Vec<IpAddr> {
@@ -244,6 +271,12 @@ fn duration(text: &str) -> Result<Duration, String> {
         Some(seconds @ 1..=86_400) => Ok(Duration::from_secs(seconds)),
         _ => Err(format!("{text:?}: from 1 second to 1 day")),
     }
+}
+
+/// `:9353` is every address, as in Go.
+fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    let full = if text.starts_with(':') { format!("[::]{text}") } else { text.to_owned() };
+    full.parse().map_err(|_| format!("{text:?} is not an address with a port, such as 127.0.0.1:9353"))
 }
 
 fn server(text: &str) -> Result<SocketAddr, String> {

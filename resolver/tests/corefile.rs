@@ -391,3 +391,26 @@ fn the_manifests_corefile_checks_with_the_flags_that_fill_it_in() {
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("--cluster-domain"));
 }
+
+#[test]
+fn a_template_is_read_in_place_of_the_corefile_where_it_is_there() {
+    if !can_make_namespaces("a_template_is_read_in_place_of_the_corefile_where_it_is_there") {
+        return;
+    }
+    let net = Netns::new().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    std::fs::write(path("Corefile.base"), hosts("192.0.2.7", "cache")).unwrap();
+    let mut command = common::resolver(&path("Corefile"));
+    command.arg("-basecorefile").arg(path("Corefile.base"));
+    command.arg("-pidfile").arg(path("pid")).args(["-metrics-listen-address", "127.0.0.1:9353"]);
+    let daemon = net.spawn(command).unwrap();
+    daemon.wait_for_line(HANG, |line| line.contains("serving DNS")).unwrap();
+    let found = net.run(|| nodestub_lab::ask(SERVER, "a.test", "A", &patient())).unwrap().unwrap();
+    assert_eq!(found.data(), ["192.0.2.7"]);
+    let metrics = "127.0.0.1:9353".parse().unwrap();
+    let (status, page) = net.run(|| common::get(metrics, "/metrics")).unwrap();
+    assert_eq!(status, 200);
+    assert!(page.contains("coredns_nodecache_setup_errors_total"));
+    until("the process id is written", || path("pid").exists());
+}
