@@ -16,8 +16,9 @@
 set -euo pipefail
 
 readonly HERE=${BASH_SOURCE[0]%/*}
-CLUSTER_DIR=${NODESTUB_CLUSTER_DIR:-/tmp/nodestub-cluster}
-KUBE_BIN=${NODESTUB_KUBE_BIN:-${XDG_CACHE_HOME:-$HOME/.cache}/nodestub/kube}
+OUR_CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/nodestub
+CLUSTER_DIR=${NODESTUB_CLUSTER_DIR:-$OUR_CACHE/cluster}
+KUBE_BIN=${NODESTUB_KUBE_BIN:-$OUR_CACHE/kube}
 readonly CLUSTER_DIR KUBE_BIN
 readonly RUN=$CLUSTER_DIR/run LOGS=$CLUSTER_DIR/logs CONF=$CLUSTER_DIR/conf PKI=$CLUSTER_DIR/pki
 
@@ -238,6 +239,17 @@ stop() {
     rm -f "$RUN/$1.pid"
 }
 
+# How containerd keeps files: overlays, except on one, where copies are kept.
+snapshotter() {
+    if [[ -n ${NODESTUB_SNAPSHOTTER:-} ]]; then
+        echo "$NODESTUB_SNAPSHOTTER"
+    elif [[ $(stat --file-system --format %T "$CLUSTER_DIR") == overlayfs ]]; then
+        echo native
+    else
+        echo overlayfs
+    fi
+}
+
 # make_image NAME OPTION...: makes an image (see `image`) and gives it to the node. Needs a node.
 make_image() {
     local tar
@@ -248,5 +260,6 @@ make_image() {
 }
 
 import_image() {
-    on_node ctr --address "$CONTAINERD_SOCKET" --namespace k8s.io images import --digests=false "$1" > /dev/null
+    on_node ctr --address "$CONTAINERD_SOCKET" --namespace k8s.io images import --digests=false \
+        --snapshotter "$(snapshotter)" "$1" > /dev/null
 }
