@@ -4,18 +4,22 @@ use std::time::Instant;
 
 use nodestub_cache::Millis;
 
+/// Longer than any TTL lives (2^32 s), in milliseconds: an answer that another process handed over may be older than
+/// this one, and nothing is ever before the beginning.
+const BEGINNING: u64 = 1 << 43;
+
 /// Counts from when it was made.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock(Instant);
 
 impl Clock {
-    /// Starts at one hour, so that nothing is ever "before the beginning".
+    /// Starts at [`BEGINNING`].
     pub fn start() -> Self {
         Self(Instant::now())
     }
 
     /// Now.
     pub fn now(self) -> Millis {
-        Millis(3_600_000 + u64::try_from(self.0.elapsed().as_millis()).unwrap_or(u64::MAX))
+        Millis(BEGINNING + u64::try_from(self.0.elapsed().as_millis()).unwrap_or(u64::MAX))
     }
 }

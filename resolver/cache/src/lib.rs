@@ -2,6 +2,7 @@
 //!
 //! - [`judge()`]: whether a response is kept, as what, and for how long. Pure.
 //! - [`Cache`]: where it is kept: one level of shards, each behind a plain mutex that is held for a copy only.
+//! - `transfer`: on the way to another process's cache, with the age that they have.
 //! - `shard`: one shard: an index over a slab, and S3-FIFO weighed in bytes to choose what goes.
 //!
 //! The key is the lower-cased name, type, class, DO, CD and the server block that answers, compared in full: an
@@ -10,6 +11,7 @@
 
 mod judge;
 mod shard;
+mod transfer;
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
@@ -17,6 +19,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use nodestub_wire::{Answer, OwnedAnswer};
 
 pub use judge::{Bounds, Judgement, Limits, judge};
+pub use transfer::{Kept, Place};
 
 use shard::Shard;
 

@@ -19,11 +19,12 @@
 
 use std::collections::VecDeque;
 use std::mem::size_of;
+use std::ops::Range;
 
 use hashbrown::HashTable;
 use nodestub_wire::{Answer, Flags, Rcode};
 
-use crate::{Hit, Key, Kind, Millis, NewEntry, SHARDS, Stats};
+use crate::{Hit, Kept, Key, Kind, Millis, NewEntry, SHARDS, Stats};
 
 /// How often an entry must be asked to survive a second round; higher counts are not told apart.
 const MAX_FREQUENCY: u8 = 3;
@@ -140,6 +141,39 @@ impl Shard {
     pub(crate) fn block_stats(&self, block: u64, kind: Kind) -> (usize, u64) {
         let count = self.blocks.iter().find(|count| (count.block, count.kind) == (block, kind));
         count.map_or((0, 0), |count| (count.entries, count.evictions))
+    }
+
+    /// Shows the living entries of these slots that were kept at `since` or later; false at the end of the slots.
+    pub(crate) fn export(
+        &self,
+        slots: Range<u32>,
+        since: Millis,
+        now: Millis,
+        mut visit: impl FnMut(Kept<'_>),
+    ) -> bool {
+        for slot in slots {
+            let Some(entry) = self.slots.get(slot as usize) else { return false };
+            if entry.stored >= since.0 && entry.ttl_left(now) > 0 {
+                visit(Kept {
+                    key: entry.key(),
+                    answer: entry.answer(),
+                    ttl: entry.ttl,
+                    age: now.0.saturating_sub(entry.stored),
+                    kind: entry.kind(),
+                    // In `main` already: worth the way there, whatever it was asked since.
+                    rating: if entry.in_small { entry.frequency } else { MAX_FREQUENCY },
+                });
+            }
+        }
+        true
+    }
+
+    /// Gives an entry the rating that it had in another shard.
+    pub(crate) fn rate(&mut self, hash: u64, key: &Key<'_>, rating: u8) {
+        let Some(slot) = self.find(hash, key) else { return };
+        if let Some(entry) = self.slots.get_mut(slot as usize) {
+            entry.frequency = rating.min(MAX_FREQUENCY);
+        }
     }
 
     fn find(&self, hash: u64, key: &Key<'_>) -> Option<u32> {
@@ -338,6 +372,17 @@ impl Entry {
             && (self.block, self.qtype, self.qclass) == (key.block, key.qtype, key.qclass)
             && (self.dnssec_ok, self.checking_disabled) == (key.dnssec_ok, key.checking_disabled)
             && self.bytes.get(..usize::from(self.name_len)) == Some(key.name)
+    }
+
+    fn key(&self) -> Key<'_> {
+        Key {
+            name: self.bytes.get(..usize::from(self.name_len)).unwrap_or_default(),
+            qtype: self.qtype,
+            qclass: self.qclass,
+            dnssec_ok: self.dnssec_ok,
+            checking_disabled: self.checking_disabled,
+            block: self.block,
+        }
     }
 
     fn answer(&self) -> Answer<'_> {
