@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -17,6 +18,7 @@ use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::handover::Handovers;
 use crate::listen::Shared;
 use crate::metrics::{Facts, render};
 use crate::node::SetupErrors;
@@ -44,18 +46,30 @@ pub struct Status {
     pub setup_errors: Arc<SetupErrors>,
     /// What becomes of queries while nobody listens, address by address.
     pub fail_open: Vec<(IpAddr, FailOpen)>,
+    /// What became of handovers.
+    pub handovers: Handovers,
 }
 
 /// All HTTP servers.
 #[derive(Debug)]
 pub struct Admin {
     status: Arc<Status>,
-    servers: HashMap<SocketAddr, (Endpoints, CancellationToken)>,
+    servers: HashMap<SocketAddr, Server>,
+    /// Sockets that another process has handed over, not taken yet.
+    offered: HashMap<SocketAddr, OwnedFd>,
+}
+
+#[derive(Debug)]
+struct Server {
+    /// Kept beside the copy that is served from, so that a pause closes nothing.
+    socket: std::net::TcpListener,
+    /// Ends the serving.
+    stop: CancellationToken,
 }
 
 /// Sockets for HTTP servers that do not run yet.
 #[derive(Debug)]
-pub struct Prepared(Vec<(SocketAddr, Endpoints, TcpListener)>);
+pub struct Prepared(Vec<(SocketAddr, Endpoints, std::net::TcpListener)>);
 
 /// An HTTP address could not be bound.
 #[derive(Debug)]
@@ -70,6 +84,8 @@ impl Status {
         let mut reasons = Vec::new();
         if self.stopping.load(Relaxed) {
             reasons.push("stopping".to_owned());
+        } else if self.handovers.is_standing_by() {
+            reasons.push("standing by: a newer process serves".to_owned());
         } else if !self.serving.load(Relaxed) {
             reasons.push("not serving yet".to_owned());
         }
@@ -91,6 +107,8 @@ impl Status {
             setup_errors: Arc::clone(&self.setup_errors),
             fail_open: self.fail_open.clone(),
             ready: self.unready().is_empty(),
+            handovers: self.handovers.counts(),
+            has_stand_by: self.shared.has_stand_by.load(Relaxed),
         }
     }
 }
@@ -98,52 +116,119 @@ impl Status {
 impl Admin {
     /// No server yet.
     pub fn new(status: Arc<Status>) -> Self {
-        Self { status, servers: HashMap::new() }
+        Self { status, servers: HashMap::new(), offered: HashMap::new() }
+    }
+
+    /// Sockets that the next [`Admin::prepare`] takes where it would bind; those that it has no use for are closed.
+    pub fn offer(&mut self, offered: HashMap<SocketAddr, OwnedFd>) {
+        self.offered = offered;
+    }
+
+    /// The listening sockets.
+    pub fn sockets(&self) -> impl Iterator<Item = (SocketAddr, BorrowedFd<'_>)> {
+        self.servers.iter().map(|(address, server)| (*address, server.socket.as_fd()))
+    }
+
+    /// Accepts nothing more; requests under way are answered. No socket is closed.
+    pub fn pause(&self) {
+        for server in self.servers.values() {
+            server.stop.cancel();
+        }
+    }
+
+    /// Accepts again.
+    pub fn resume(&mut self) {
+        for (address, server) in &mut self.servers {
+            server.stop = CancellationToken::new();
+            serve(&self.status, *address, &server.socket, server.stop.clone());
+        }
     }
 
     /// Binds what `wanted` has and we have not. Nothing that runs is touched.
     ///
     /// # Errors
     /// An address cannot be bound.
-    pub fn prepare(&self, wanted: &HashMap<SocketAddr, Endpoints>) -> Result<Prepared, AdminError> {
+    pub fn prepare(&mut self, wanted: &HashMap<SocketAddr, Endpoints>) -> Result<Prepared, AdminError> {
         let mut prepared = Vec::new();
         for (&address, &endpoints) in wanted {
             if self.servers.contains_key(&address) {
                 continue;
             }
-            let listener = bind(address).map_err(|cause| AdminError { address, cause })?;
-            prepared.push((address, endpoints, listener));
+            let listener = match self.offered.remove(&address) {
+                Some(socket) => adopt(socket, address),
+                None => bind(address),
+            };
+            prepared.push((address, endpoints, listener.map_err(|cause| AdminError { address, cause })?));
         }
+        self.offered.clear();
         Ok(Prepared(prepared))
     }
 
     /// Goes over to `wanted`: starts what was prepared, stops what is no longer wanted.
     pub fn apply(&mut self, wanted: &HashMap<SocketAddr, Endpoints>, prepared: Prepared) {
-        self.servers.retain(|address, (_, stop)| {
+        self.servers.retain(|address, server| {
             let keep = wanted.contains_key(address);
             if !keep {
-                stop.cancel();
+                server.stop.cancel();
             }
             keep
         });
-        for (address, endpoints, listener) in prepared.0 {
-            let stop = CancellationToken::new();
-            self.servers.insert(address, (endpoints, stop.clone()));
-            if let Ok(bound) = listener.local_addr() {
-                tracing::info!(address = %bound, paths = %endpoints, "serving HTTP");
+        for (address, endpoints, socket) in prepared.0 {
+            if let Ok(bound) = socket.local_addr() {
+                tracing::info!(address = %bound, ?endpoints, "serving HTTP");
             }
-            let router = router(Arc::clone(&self.status), address);
-            tokio::spawn(async move {
-                let serve = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
-                if let Err(cause) = serve.await {
-                    tracing::error!(%address, %cause, "an HTTP server has ended");
-                }
-            });
+            let stop = CancellationToken::new();
+            serve(&self.status, address, &socket, stop.clone());
+            self.servers.insert(address, Server { socket, stop });
         }
+    }
+
+    /// Closes the sockets of all other addresses.
+    pub fn keep_only(&mut self, addresses: &[SocketAddr]) {
+        self.servers.retain(|address, server| {
+            let keep = addresses.contains(address);
+            if !keep {
+                server.stop.cancel();
+            }
+            keep
+        });
     }
 }
 
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+/// Serves from a copy of `socket` until `stop`.
+fn serve(status: &Arc<Status>, address: SocketAddr, socket: &std::net::TcpListener, stop: CancellationToken) {
+    let listener = match socket.try_clone().and_then(TcpListener::from_std) {
+        Ok(listener) => listener,
+        Err(cause) => {
+            tracing::error!(%address, %cause, "cannot serve HTTP");
+            return;
+        }
+    };
+    let router = router(Arc::clone(status), address);
+    tokio::spawn(async move {
+        let serve = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
+        if let Err(cause) = serve.await {
+            tracing::error!(%address, %cause, "an HTTP server has ended");
+        }
+    });
+}
+
+/// What another process has bound for `address`, its fall-back to IPv4 included.
+fn adopt(socket: OwnedFd, address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let listener = std::net::TcpListener::from(socket);
+    listener.set_nonblocking(true)?;
+    let bound = listener.local_addr()?;
+    let same_port = address.port() == 0 || bound.port() == address.port();
+    let same_ip =
+        bound.ip() == address.ip() || (bound.ip().is_unspecified() && address.ip().is_unspecified());
+    if same_port && same_ip {
+        Ok(listener)
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidData, "not a socket of this address was handed over"))
+    }
+}
+
+fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     match bind_exactly(address) {
         // No IPv6 on this machine.
         Err(_) if address.ip().is_unspecified() && address.is_ipv6() => {
@@ -153,14 +238,14 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     }
 }
 
-fn bind_exactly(address: SocketAddr) -> io::Result<TcpListener> {
+fn bind_exactly(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), None)?;
     // A reload may go from the wildcard to one of its addresses, which the kernel allows side by side only so.
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket.into())
 }
 
 type Place = (Arc<Status>, SocketAddr);

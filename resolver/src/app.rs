@@ -1,7 +1,9 @@
 //! Puts the parts together, in the order in which they must come, and takes them apart again.
 //!
 //! ```text
-//!   address and rules ─► Corefile read and compiled ─► HTTP ─► sockets (now we answer) ─► ready
+//!   address and rules ─► Corefile read and compiled ─► who serves already is asked ─► HTTP and DNS sockets, handed over
+//!     or bound (now we answer) ─► ready
+//!   a newer process asks ─► sockets handed over ─► standing by ─► serving again, or exit
 //!   unready ─► lameduck ─► sockets closed, queries under way answered ─► exit; address and rules stay
 //! ```
 //!
@@ -28,6 +30,7 @@ use crate::admin::{Admin, AdminError, Status};
 use crate::args::{Placeholders, Serve};
 use crate::clock::Clock;
 use crate::coalesce::Coalescer;
+use crate::handover::{Entrance, Event, HandoverError, Handovers, Identity, Pantry, Post, StoodBy, Taken};
 use crate::listen::{BindError, Listeners, MAX_WORKERS, Shared};
 use crate::loops::{self, LoopProbes};
 use crate::metrics::Counter;
@@ -60,6 +63,8 @@ pub enum StartError {
     Admin(AdminError),
     /// A DNS socket cannot be bound.
     Bind(BindError),
+    /// Another resolver serves, and did not hand over.
+    Handover(HandoverError),
     /// A thread, or a signal's handler, cannot be made.
     System(io::Error),
 }
@@ -86,6 +91,9 @@ pub fn check(file: &Path, placeholders: &Placeholders) -> bool {
 /// # Errors
 /// Serving did not begin. The address and the rules, if they could be set up, stay.
 pub async fn serve(arguments: &Serve) -> Result<(), StartError> {
+    let placeholders = &arguments.placeholders;
+    let (local_addresses, port) = (placeholders.local_addresses(), placeholders.port.get());
+    let identity = Identity::new(arguments.handover.as_deref(), &local_addresses, port);
     let mut signals = Signals::new().map_err(StartError::System)?;
     let wish = node::wish(arguments, |name| std::env::var(name).ok()).map_err(StartError::Wish)?;
     if !arguments.skip_teardown {
@@ -101,16 +109,44 @@ pub async fn serve(arguments: &Serve) -> Result<(), StartError> {
         std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS).min(cpus.len());
     let mut workshop = Workshop::new(workers);
     let tables = workshop.compile(&config).map_err(StartError::Compile)?;
-    let mut running = Running::start(arguments, &config, workshop, tables, &node, workers, cpus)?;
-    tokio::spawn(node.keep_in_order(arguments.sync_interval));
+    let resolver = new_resolver(arguments).map_err(StartError::System)?;
+    let pantry = Pantry::new(&resolver.cache, resolver.clock, &tables);
+    let wanted: Vec<_> = tables.listeners.keys().copied().collect();
+    let taken = tokio::select! {
+        taken = Entrance::enter(&identity, &pantry, &wanted) => taken.map_err(StartError::Handover)?,
+        () = signals.stop() => return Ok(()),
+    };
+    let parts = Compiled { config, workshop, tables, workers, cpus };
+    let mut running = Running::start(arguments, parts, resolver, &node, identity, taken).await?;
+    let status = Arc::clone(&running.status);
+    let in_charge = move || !status.handovers.is_standing_by();
+    tokio::spawn(node.keep_in_order(arguments.sync_interval, in_charge));
     if let Some(file) = &arguments.pid_file
         && let Err(cause) = std::fs::write(file, format!("{}\n", std::process::id()))
     {
         tracing::warn!(file = %file.display(), %cause, "-pidfile: cannot write the process id");
     }
-    running.until_stopped(&mut signals).await;
-    running.stop(&mut signals).await;
+    match running.until_stopped(&mut signals).await? {
+        Left::Serving => running.stop(&mut signals).await,
+        Left::StandingBy => running.finish(&mut signals).await,
+    }
     Ok(())
+}
+
+/// What a Corefile has become, and for what machine.
+struct Compiled {
+    config: Config,
+    workshop: Workshop,
+    tables: Tables,
+    workers: usize,
+    cpus: Vec<usize>,
+}
+
+/// What a process was doing when the order to stop came.
+enum Left {
+    Serving,
+    /// A newer process serves.
+    StandingBy,
 }
 
 /// Prints the rules that these flags ask for.
@@ -145,29 +181,21 @@ struct Running<'a> {
     status: Arc<Status>,
     listeners: Listeners,
     admin: Admin,
+    post: Post,
     config: Config,
     loop_watch: CancellationToken,
 }
 
 impl<'a> Running<'a> {
-    fn start(
+    async fn start(
         arguments: &'a Serve,
-        config: &Config,
-        workshop: Workshop,
-        tables: Tables,
+        parts: Compiled,
+        resolver: Resolver,
         node: &Node,
-        workers: usize,
-        cpus: Vec<usize>,
+        identity: Identity,
+        mut taken: Taken,
     ) -> Result<Self, StartError> {
-        let resolver = Resolver {
-            cache: Arc::new(Cache::new(usize::from(arguments.cache_mib) << 20)),
-            clock: Clock::start(),
-            loop_probes: LoopProbes::default(),
-            query_log: QueryLog::start().map_err(StartError::System)?,
-            coalescer: Coalescer::default(),
-            secret_label: SecretLabel::new(),
-            panics: Counter::default(),
-        };
+        let Compiled { config, workshop, tables, workers, cpus } = parts;
         let shared = Shared::new(Tables::default(), resolver);
         let status = Arc::new(Status {
             shared: Arc::clone(&shared),
@@ -178,17 +206,19 @@ impl<'a> Running<'a> {
             fingerprint: Mutex::default(),
             setup_errors: node.errors(),
             fail_open: node.fail_open(),
+            handovers: Handovers::default(),
         });
-        let mut running = Self {
-            arguments,
-            listeners: Listeners::start(&shared, workers, cpus).map_err(StartError::System)?,
-            admin: Admin::new(Arc::clone(&status)),
-            shared,
-            status,
-            config: config.clone(),
-            loop_watch: CancellationToken::new(),
-        };
-        running.apply(config.clone(), tables)?;
+        let mut listeners = Listeners::start(&shared, workers, cpus).map_err(StartError::System)?;
+        let mut admin = Admin::new(Arc::clone(&status));
+        taken.offer_to(&mut listeners, &mut admin);
+        let prepared = admin.prepare(&tables.admin).map_err(StartError::Admin)?;
+        let endpoints = tables.admin.clone();
+        listeners.apply(tables).map_err(StartError::Bind)?;
+        admin.apply(&endpoints, prepared);
+        let post = Post::enter(identity, &status, taken, &mut listeners, &admin).await;
+        let loop_watch = CancellationToken::new();
+        let mut running = Self { arguments, listeners, admin, post, shared, status, config, loop_watch };
+        running.applied();
         watchdog::start(Arc::clone(&running.status)).map_err(StartError::System)?;
         Ok(running)
     }
@@ -202,21 +232,30 @@ impl<'a> Running<'a> {
         let wanted = tables.admin.clone();
         self.listeners.apply(tables).map_err(StartError::Bind)?;
         self.admin.apply(&wanted, prepared);
-        *self.status.fingerprint.lock().unwrap_or_else(PoisonError::into_inner) = fingerprint(&config);
         self.config = config;
+        self.applied();
+        Ok(())
+    }
+
+    /// A Corefile has come into force.
+    fn applied(&mut self) {
+        *self.status.fingerprint.lock().unwrap_or_else(PoisonError::into_inner) = fingerprint(&self.config);
         self.status.serving.store(true, Relaxed);
+        self.watch_for_loops();
+        for address in self.listeners.addresses() {
+            tracing::info!(%address, "serving DNS");
+        }
+    }
+
+    fn watch_for_loops(&mut self) {
         self.loop_watch.cancel();
         self.loop_watch = CancellationToken::new();
         let watch = loops::watch(Arc::clone(&self.shared));
         let stop = self.loop_watch.clone();
         tokio::spawn(async move { stop.run_until_cancelled(watch).await });
-        for address in self.listeners.addresses() {
-            tracing::info!(%address, "serving DNS");
-        }
-        Ok(())
     }
 
-    async fn until_stopped(&mut self, signals: &mut Signals) {
+    async fn until_stopped(&mut self, signals: &mut Signals) -> Result<Left, StartError> {
         loop {
             let interval = self.next_look();
             let look = async {
@@ -227,10 +266,23 @@ impl<'a> Running<'a> {
             };
             tokio::select! {
                 order = signals.next() => match order {
-                    Order::Stop => return,
-                    Order::Reload => self.reload(true),
+                    Order::Stop => return Ok(Left::Serving),
+                    Order::Reload => self.reload(true).await,
                 },
-                () = look => self.reload(false),
+                () = look => self.reload(false).await,
+                event = self.post.next() => match event {
+                    Event::Withdrawn => return Err(StartError::Handover(HandoverError::Withdrawn)),
+                    Event::Newcomer(newcomer) => {
+                        self.loop_watch.cancel();
+                        let stop = signals.stop();
+                        let (listeners, admin) = (&mut self.listeners, &mut self.admin);
+                        match self.post.hand_over(newcomer, listeners, admin, stop).await {
+                            StoodBy::Stopped => return Ok(Left::StandingBy),
+                            StoodBy::Resumed => self.reload(true).await,
+                        }
+                        self.watch_for_loops();
+                    }
+                },
             }
         }
     }
@@ -247,7 +299,7 @@ impl<'a> Running<'a> {
 
     /// Reads the Corefile and serves it, if it has changed. `ordered`: by a signal; then files that it names are read
     /// again as well.
-    fn reload(&mut self, ordered: bool) {
+    async fn reload(&mut self, ordered: bool) {
         let error = match read(self.arguments) {
             Ok(config) if config == self.config && !ordered => return,
             Ok(config) => {
@@ -256,6 +308,7 @@ impl<'a> Running<'a> {
                 match compiled {
                     Ok(tables) => match self.apply(config, tables) {
                         Ok(()) => {
+                            self.post.addresses_changed(&self.listeners, &self.admin).await;
                             tracing::info!(
                                 fingerprint = fingerprint(&self.config),
                                 "the Corefile was reloaded"
@@ -273,9 +326,17 @@ impl<'a> Running<'a> {
         tracing::error!(%error, "the Corefile was not reloaded; the last good one stays in force");
     }
 
-    /// Unready, lameduck, sockets closed, queries under way answered. A second order to stop ends the waiting.
-    async fn stop(self, signals: &mut Signals) {
+    /// Unready, lameduck, sockets closed, queries under way answered. A second order to stop ends the waiting. Where
+    /// an older process stands by, it serves again instead.
+    async fn stop(mut self, signals: &mut Signals) {
         self.status.stopping.store(true, Relaxed);
+        let back = tokio::select! {
+            back = self.post.hand_back(&mut self.listeners, &mut self.admin) => back,
+            () = signals.stop() => return,
+        };
+        if back {
+            return self.finish(signals).await;
+        }
         let lameduck = self.shared.tables.load().lameduck;
         tracing::info!(?lameduck, "stopping");
         tokio::select! {
@@ -284,6 +345,20 @@ impl<'a> Running<'a> {
         }
         tokio::select! {
             () = self.listeners.stop(DRAIN) => {}
+            () = signals.stop() => {}
+        }
+    }
+
+    /// Ends beside another process that serves: queries under way are answered, and connections leave.
+    async fn finish(self, signals: &mut Signals) {
+        self.status.stopping.store(true, Relaxed);
+        tracing::info!("stopping; another resolver serves");
+        let finish = async {
+            self.listeners.stop(DRAIN).await;
+            self.post.last_connections().await;
+        };
+        tokio::select! {
+            () = finish => {}
             () = signals.stop() => {}
         }
     }
@@ -341,6 +416,18 @@ fn read(arguments: &Serve) -> Result<Config, Box<Report>> {
     Ok(loaded.config)
 }
 
+fn new_resolver(arguments: &Serve) -> io::Result<Resolver> {
+    Ok(Resolver {
+        cache: Arc::new(Cache::new(usize::from(arguments.cache_mib) << 20)),
+        clock: Clock::start(),
+        loop_probes: LoopProbes::default(),
+        query_log: QueryLog::start()?,
+        coalescer: Coalescer::default(),
+        secret_label: SecretLabel::new(),
+        panics: Counter::default(),
+    })
+}
+
 fn allowed_cpus() -> Vec<usize> {
     let allowed = rustix::thread::sched_getaffinity(None);
     let cpus =
@@ -369,6 +456,7 @@ impl std::fmt::Display for StartError {
             Self::NoRules => f.write_str("these flags ask for no rules: give an address with -localip"),
             Self::Admin(cause) => write!(f, "{cause}"),
             Self::Bind(cause) => write!(f, "{cause}"),
+            Self::Handover(cause) => write!(f, "{cause}"),
             Self::System(cause) => write!(f, "the system refused a thread or a signal handler: {cause}"),
         }
     }
@@ -383,6 +471,7 @@ impl std::error::Error for StartError {
             Self::CleanUp(cause) => Some(cause),
             Self::Admin(cause) => Some(cause),
             Self::Bind(cause) => Some(cause),
+            Self::Handover(cause) => Some(cause),
             Self::System(cause) => Some(cause),
         }
     }

@@ -173,6 +173,10 @@ pub struct Serve {
     /// Most bytes that all kept answers of all zones weigh together, in MiB.
     #[arg(long = "cache-size", value_name = "MIB", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]
     pub cache_mib: u16,
+    /// Take over from a resolver that runs, and hand over to a newer one: both meet under this name in the network
+    /// namespace. Default with `-localip`: its first address and the port; else, or if empty, there is no handover.
+    #[arg(long = "handover", value_name = "NAME", value_parser = rendezvous)]
+    pub handover: Option<String>,
 }
 
 /// What a Corefile does not say itself.
@@ -279,6 +283,12 @@ fn listen_address(text: &str) -> Result<SocketAddr, String> {
     full.parse().map_err(|_| format!("{text:?} is not an address with a port, such as 127.0.0.1:9353"))
 }
 
+/// The kernel's room for the name of an abstract socket, less what we put in front.
+fn rendezvous(text: &str) -> Result<String, String> {
+    const MOST: usize = 80;
+    if text.len() <= MOST { Ok(text.to_owned()) } else { Err(format!("longer than {MOST} bytes")) }
+}
+
 fn server(text: &str) -> Result<SocketAddr, String> {
     let address = text.parse().or_else(|_| text.parse().map(|ip: IpAddr| SocketAddr::new(ip, 53)));
     address.map_err(|_| format!("{text:?} is neither an IP address nor one with a port"))
@@ -311,6 +321,16 @@ mod tests {
         assert_eq!(parse("x -localip 169.254.20.10,").serve.placeholders.local_addresses().len(), 1);
         let words = ["x", "--localip", "169.254.20"].map(OsString::from);
         assert!(Arguments::try_parse_from(words).is_err());
+    }
+
+    #[test]
+    fn an_empty_handover_is_said_and_not_left_out() {
+        assert_eq!(parse("x --handover=").serve.handover.unwrap(), "");
+        assert_eq!(parse("x -handover blue").serve.handover.unwrap(), "blue");
+        assert_eq!(parse("x").serve.handover, None);
+        assert!(
+            Arguments::try_parse_from(["x".to_owned(), format!("--handover={}", "n".repeat(81))]).is_err()
+        );
     }
 
     #[test]

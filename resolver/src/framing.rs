@@ -18,7 +18,17 @@ pub struct FrameReader<R> {
 impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// Nothing read yet.
     pub fn new(stream: R) -> Self {
-        Self { stream, buffer: Vec::new() }
+        Self::with_buffer(stream, Vec::new())
+    }
+
+    /// These bytes have been read already.
+    pub fn with_buffer(stream: R, buffer: Vec<u8>) -> Self {
+        Self { stream, buffer }
+    }
+
+    /// The stream, and what has been read from it and not been taken.
+    pub fn into_parts(self) -> (R, Vec<u8>) {
+        (self.stream, self.buffer)
     }
 
     /// The next message, without its length; `None` where the stream ends between two messages.

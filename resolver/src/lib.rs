@@ -7,6 +7,7 @@
 //!   answer            decides on the spot    tables   what a Corefile compiles to
 //!   resolve           what must be asked     coalesce, local, forward/{udp,tcp,upstream,health}, loops
 //!   metrics, query_log, admin                what is seen from outside
+//!   handover          to a newer process, and from an older one
 //!   app               puts it together       args, node, clock, framing, watchdog
 //! ```
 //!
@@ -22,6 +23,7 @@ pub mod clock;
 pub mod coalesce;
 pub mod forward;
 pub mod framing;
+pub mod handover;
 pub mod listen;
 pub mod local;
 pub mod loops;

@@ -120,9 +120,9 @@ impl Node {
         wish.map(|wish| wish.desired.fail_open().collect()).unwrap_or_default()
     }
 
-    /// Puts right what somebody changes: at once where the kernel tells us, and at a look every `interval` in any case.
-    /// Ends never.
-    pub async fn keep_in_order(mut self, interval: Duration) {
+    /// Puts right what somebody changes: at once where the kernel tells us, and at a look every `interval` in any case;
+    /// not while this process is not `in_charge`, for a newer one may want other rules. Ends never.
+    pub async fn keep_in_order(mut self, interval: Duration, in_charge: impl Fn() -> bool) {
         let Some(wish) = self.wish.clone() else { return };
         let mut watch = Watch::open().inspect_err(|error| {
             tracing::warn!(%error, "changes to the address and the rules are noticed by looking only");
@@ -130,7 +130,9 @@ impl Node {
         loop {
             let Some(applied) = &mut self.applied else {
                 tokio::time::sleep(interval).await;
-                self.applied = again(&wish, &self.errors).await;
+                if in_charge() {
+                    self.applied = again(&wish, &self.errors).await;
+                }
                 continue;
             };
             let found = match &mut watch {
@@ -151,6 +153,9 @@ impl Node {
                 }
             };
             let Err(found) = found else { continue };
+            if !in_charge() {
+                continue;
+            }
             count(&self.errors, &found, true);
             match applied.repair().await {
                 Ok(()) => tracing::warn!(%found, "the node was changed by somebody, and is in order again"),

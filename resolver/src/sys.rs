@@ -79,6 +79,25 @@ impl Batch {
     /// # Errors
     /// As `recvmmsg(2)`; `WouldBlock` when nothing is there.
     pub fn receive(&mut self, socket: BorrowedFd<'_>, with_local_end: bool) -> io::Result<usize> {
+        self.receive_with(socket, with_local_end, VECTOR, 0)
+    }
+
+    /// Copies the first packet and leaves it in the socket's queue, where another process finds it should this one die;
+    /// [`take_first`] takes it out. Otherwise as [`Batch::receive`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn peek(&mut self, socket: BorrowedFd<'_>, with_local_end: bool) -> io::Result<usize> {
+        self.receive_with(socket, with_local_end, 1, libc::MSG_PEEK)
+    }
+
+    fn receive_with(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        with_local_end: bool,
+        most: libc::c_uint,
+        flags: libc::c_int,
+    ) -> io::Result<usize> {
         self.replies = [0; BATCH];
         let mut vectors = [MaybeUninit::<libc::iovec>::uninit(); BATCH];
         let mut messages = [MaybeUninit::<libc::mmsghdr>::uninit(); BATCH];
@@ -102,14 +121,14 @@ impl Batch {
                 message.write(libc::mmsghdr { msg_hdr: header, msg_len: 0 });
             }
         }
-        // SAFETY: `messages` are BATCH initialised headers, whose pointers lead into `self` and `vectors`, which both
+        // SAFETY: `messages` are BATCH initialised headers, of which `most` are used (1 or all), whose pointers lead into `self` and `vectors`, which both
         // outlive the call; their lengths are those of the buffers.
         let count = unsafe {
             libc::recvmmsg(
                 socket.as_raw_fd(),
                 messages.as_mut_ptr().cast(),
-                VECTOR,
-                libc::MSG_DONTWAIT as _,
+                most.min(VECTOR),
+                (libc::MSG_DONTWAIT | flags) as _,
                 std::ptr::null_mut(),
             )
         };
@@ -242,6 +261,13 @@ impl Batch {
             }
         }
         refused
+    }
+}
+
+/// Takes the first packet out of a socket's queue, unread.
+pub fn take_first(socket: BorrowedFd<'_>) {
+    if rustix::net::recv(socket, &mut [0_u8; 1], rustix::net::RecvFlags::DONTWAIT).is_err() {
+        // There is none.
     }
 }
 
@@ -426,6 +452,27 @@ mod tests {
                 assert_eq!((length, reply[0], reply[1]), (10, 100 + number, number));
             }
         }
+    }
+
+    #[test]
+    fn a_packet_that_was_only_looked_at_is_there_until_it_is_taken() {
+        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        for packet in [b"first".as_slice(), b"", b"third"] {
+            client.send_to(packet, server.local_addr().unwrap()).unwrap();
+        }
+        let mut batch = Batch::new();
+        for expected in [b"first".as_slice(), b"", b"third"] {
+            for _ in 0..2 {
+                assert_eq!(batch.peek(server.as_fd(), false).unwrap(), 1);
+                let (buffer, length) = batch.packet(0);
+                assert_eq!(&buffer[..length], expected);
+                assert_eq!(batch.peer(0), Some(client.local_addr().unwrap()));
+            }
+            take_first(server.as_fd());
+        }
+        assert_eq!(batch.peek(server.as_fd(), false).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        take_first(server.as_fd());
     }
 
     #[test]

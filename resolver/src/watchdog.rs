@@ -59,7 +59,10 @@ fn watch(status: &Status) {
     let mut silent = 0;
     loop {
         sleep(INTERVAL);
-        let idle = !status.serving.load(Relaxed) || status.stopping.load(Relaxed);
+        let idle = !status.serving.load(Relaxed)
+            || status.stopping.load(Relaxed)
+            // A newer process has the sockets, and a watchdog of its own.
+            || status.handovers.is_standing_by();
         if idle || all_answer(status) {
             silent = 0;
             continue;

@@ -10,7 +10,9 @@
 //! ```
 //!
 //! [`Listeners`] owns all sockets. A new set of addresses is bound beside the old one before anything else changes, so
-//! that a reload that cannot bind does not happen. Sockets are bound to one address each; where the Corefile binds
+//! that a reload that cannot bind does not happen. Sockets that another process hands over are taken in place of bound
+//! ones; [`Listeners::pause`] stops reading without closing anything, so that what arrives meanwhile waits in the
+//! kernel for whoever reads next. Sockets are bound to one address each; where the Corefile binds
 //! none, to the wildcard of each family, and then they report which address was asked.
 
 mod tcp;
@@ -19,14 +21,14 @@ mod udp;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use socket2::{Domain, Socket, Type};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Counter;
@@ -65,6 +67,44 @@ pub struct Shared {
     connections: Arc<Semaphore>,
     /// TCP connections of clients, now.
     pub open_connections: AtomicUsize,
+    /// Another process reads the sockets, should this one die. Then a query leaves its socket's queue only once it is
+    /// answered here, or on its way to being so.
+    pub has_stand_by: AtomicBool,
+    /// Where connections go once nothing is under way on them; `None`: they stay.
+    movers: watch::Sender<Option<mpsc::Sender<tcp::Idle>>>,
+}
+
+type Movers = watch::Receiver<Option<mpsc::Sender<tcp::Idle>>>;
+
+/// A TCP connection between two queries, on its way from this process or into it.
+#[derive(Debug)]
+pub struct Moving {
+    /// The socket.
+    pub socket: OwnedFd,
+    /// The listening address that it came in by.
+    pub address: SocketAddr,
+    /// The client.
+    pub client: SocketAddr,
+    /// Whether it has asked something already.
+    pub has_asked: bool,
+    /// What has been read and not been taken up: whole queries, and a part of one.
+    pub unread: Vec<u8>,
+}
+
+/// Takes connections as they become idle, while [`Listeners::pause`] holds.
+#[derive(Debug)]
+pub struct Departures {
+    shared: Arc<Shared>,
+    queue: mpsc::Receiver<tcp::Idle>,
+}
+
+/// Sockets of one address that another process has handed over.
+#[derive(Debug, Default)]
+pub struct Offered {
+    /// In the order of their group.
+    pub udp: Vec<OwnedFd>,
+    /// Listening.
+    pub tcp: Option<OwnedFd>,
 }
 
 /// Bounds that were met, each counted.
@@ -87,16 +127,22 @@ pub struct Listeners {
     /// Ends when all workers have, and all that they left in the queue is under way.
     dispatcher: tokio::task::JoinHandle<()>,
     bound: HashMap<SocketAddr, Bound>,
+    /// By another process, and not taken yet.
+    offered: HashMap<SocketAddr, Offered>,
+    /// Nothing is read or accepted.
+    paused: bool,
 }
 
 #[derive(Debug)]
 struct Bound {
-    /// One for each worker.
+    /// A group, in the kernel's order: at least one for each worker. Never shrunk, for what lies in a closed socket's
+    /// queue is lost.
     udp: Vec<Arc<udp::Listener>>,
-    /// Taken by the task that accepts.
-    tcp: Option<std::net::TcpListener>,
-    /// Ends that task.
-    stop_tcp: CancellationToken,
+    /// How many of them came from another process.
+    adopted: usize,
+    tcp: std::net::TcpListener,
+    /// Ends the task that accepts from a copy of `tcp`; `None`: there is none.
+    stop_tcp: Option<CancellationToken>,
 }
 
 /// A socket could not be made, bound or set up.
@@ -117,7 +163,31 @@ impl Shared {
             misses: Arc::new(Semaphore::new(MAX_MISSES)),
             connections: Arc::new(Semaphore::new(tcp::MAX_CONNECTIONS)),
             open_connections: AtomicUsize::new(0),
+            has_stand_by: AtomicBool::new(false),
+            movers: watch::Sender::new(None),
         })
+    }
+
+    /// Serves a connection that another process has handed over. Where its address is not served here, or there are
+    /// too many, it is closed, as a new one would be.
+    ///
+    /// # Errors
+    /// The socket cannot be waited for.
+    pub fn admit(self: &Arc<Self>, moving: Moving) -> io::Result<()> {
+        let Moving { socket, address, client, has_asked, unread } = moving;
+        if !self.tables.load().listeners.contains_key(&address) {
+            return Ok(());
+        }
+        let Ok(permit) = Arc::clone(&self.connections).try_acquire_owned() else {
+            self.drops.connections.add(1);
+            return Ok(());
+        };
+        let stream = std::net::TcpStream::from(socket);
+        stream.set_nonblocking(true)?;
+        let stream = tokio::net::TcpStream::from_std(stream)?;
+        let idle = tcp::Idle { stream, client, address, has_asked, unread, permit };
+        tokio::spawn(tcp::serve(Arc::clone(self), idle));
+        Ok(())
     }
 
     /// Misses under way, now.
@@ -137,7 +207,22 @@ impl Listeners {
         let start = |number| Worker::start(number, Arc::clone(shared), sender.clone());
         let workers = (0..workers).map(start).collect::<io::Result<_>>()?;
         let dispatcher = tokio::spawn(dispatch(Arc::clone(shared), receiver));
-        Ok(Self { shared: Arc::clone(shared), workers, cpus, dispatcher, bound: HashMap::new() })
+        Ok(Self {
+            shared: Arc::clone(shared),
+            workers,
+            cpus,
+            dispatcher,
+            bound: HashMap::new(),
+            offered: HashMap::new(),
+            paused: false,
+        })
+    }
+
+    /// Sockets that the next [`Listeners::apply`] takes where it would bind; it closes those that it has no use for.
+    /// `stands_by`: who gave them lives, and would read them again.
+    pub fn offer(&mut self, offered: HashMap<SocketAddr, Offered>, stands_by: bool) {
+        self.offered = offered;
+        self.shared.has_stand_by.store(stands_by, Relaxed);
     }
 
     /// Goes over to new tables: binds what is new, swaps, closes what is no longer wanted. Where something cannot be
@@ -149,19 +234,120 @@ impl Listeners {
         let wanted: Vec<SocketAddr> = tables.listeners.keys().copied().collect();
         let mut fresh = Vec::new();
         for &address in wanted.iter().filter(|address| !self.bound.contains_key(address)) {
-            fresh.push((address, self.bind(address)?));
+            let bound = match self.offered.remove(&address) {
+                Some(offered) => self.adopt(address, offered)?,
+                None => self.bind(address)?,
+            };
+            fresh.push((address, bound));
         }
+        self.offered.clear();
         self.shared.tables.store(Arc::new(tables));
         self.bound.extend(fresh);
         self.bound.retain(|address, bound| {
             let keep = wanted.contains(address);
             if !keep {
-                bound.stop_tcp.cancel();
+                bound.stop_accepting();
             }
             keep
         });
         self.serve();
         Ok(())
+    }
+
+    /// Stops reading and accepting, and returns when no thread reads any more; nothing is closed. Queries under way are
+    /// answered. Connections leave by [`Departures`] once nothing is under way on them.
+    pub async fn pause(&mut self) -> Departures {
+        self.paused = true;
+        let (sender, queue) = mpsc::channel(tcp::MAX_CONNECTIONS);
+        self.shared.movers.send_replace(Some(sender));
+        for bound in self.bound.values_mut() {
+            bound.stop_accepting();
+        }
+        self.hand_to_workers(&HashMap::new());
+        for worker in &self.workers {
+            worker.settled().await;
+        }
+        Departures { shared: Arc::clone(&self.shared), queue }
+    }
+
+    /// Reads and accepts again.
+    pub fn resume(&mut self) {
+        self.paused = false;
+        self.shared.movers.send_replace(None);
+        for (address, bound) in &self.bound {
+            self.steer(*address, bound);
+        }
+        self.serve();
+    }
+
+    /// For one who stands by: closes the sockets of all other addresses, once what lies in their queues is answered.
+    pub async fn keep_only(&mut self, addresses: &[SocketAddr]) {
+        let (kept, unwanted): (HashMap<_, _>, HashMap<_, _>) =
+            self.bound.drain().partition(|(address, _)| addresses.contains(address));
+        self.bound = kept;
+        if unwanted.is_empty() {
+            return;
+        }
+        self.hand_to_workers(&unwanted);
+        for worker in &self.workers {
+            worker.settled().await;
+        }
+        // At a new order a thread reads its sockets once more, and lets go of them.
+        self.hand_to_workers(&HashMap::new());
+        for worker in &self.workers {
+            worker.settled().await;
+        }
+    }
+
+    /// Closes all sockets at once, for others have copies and read them. Connections that have not left stay.
+    pub fn abandon(&mut self) {
+        self.bound.clear();
+        self.shared.movers.send_replace(None);
+    }
+
+    /// Adds sockets that another process has bound to the group of an address that we have.
+    pub fn extend(&mut self, address: SocketAddr, sockets: Vec<OwnedFd>) {
+        let Some(bound) = self.bound.get_mut(&address) else { return };
+        let room = MAX_WORKERS.saturating_sub(bound.udp.len());
+        let more = sockets.into_iter().take(room).filter_map(|socket| udp::Listener::adopt(socket, address));
+        bound.udp.extend(more.map(Arc::new));
+    }
+
+    /// The UDP group and the TCP listener of each address.
+    pub fn sockets(&self) -> impl Iterator<Item = (SocketAddr, Vec<BorrowedFd<'_>>, BorrowedFd<'_>)> {
+        self.bound.iter().map(|(address, bound)| {
+            (*address, bound.udp.iter().map(|udp| udp.as_fd()).collect(), bound.tcp.as_fd())
+        })
+    }
+
+    /// The UDP sockets that were added here to groups that came from another process.
+    pub fn added(&self) -> impl Iterator<Item = (SocketAddr, Vec<BorrowedFd<'_>>)> {
+        self.bound.iter().filter(|(_, bound)| bound.adopted > 0).filter_map(|(address, bound)| {
+            let added: Vec<_> = bound.udp.iter().skip(bound.adopted).map(|udp| udp.as_fd()).collect();
+            (!added.is_empty()).then_some((*address, added))
+        })
+    }
+
+    /// Steers queries of adopted groups to the threads of this process. Not before who stands by has copies of the
+    /// sockets that were added: until then nothing arrives there, and nothing is lost with them.
+    pub fn steer_adopted(&self) {
+        for (address, bound) in self.bound.iter().filter(|(_, bound)| bound.adopted > 0) {
+            self.steer(*address, bound);
+        }
+    }
+
+    /// Whether UDP packets to an address would be ours alone: nobody else has bound it.
+    pub fn is_free(address: SocketAddr) -> bool {
+        let probe = || {
+            let socket = Socket::new(Domain::for_address(address), Type::DGRAM.cloexec(), None)?;
+            if address.is_ipv6() {
+                socket.set_only_v6(true)?;
+            }
+            // Without SO_REUSEPORT: our own user's sockets are in the way as well.
+            socket.bind(&address.into())
+        };
+        // Any other error will be met, and told, where it is bound in earnest.
+        !matches!(probe(), Err(error) if error.kind() == io::ErrorKind::AddrInUse)
     }
 
     /// The addresses that are bound.
@@ -174,8 +360,8 @@ impl Listeners {
     /// Closes all sockets to new queries, waits until those under way are answered, at most for `patience`, and ends
     /// the threads. What lies in a closed socket's queue is answered before it closes.
     pub async fn stop(mut self, patience: Duration) {
-        for bound in self.bound.values() {
-            bound.stop_tcp.cancel();
+        for bound in self.bound.values_mut() {
+            bound.stop_accepting();
         }
         let sockets: Vec<_> = self.bound.drain().flat_map(|(_, bound)| bound.udp).collect();
         for worker in self.workers.drain(..) {
@@ -203,32 +389,116 @@ impl Listeners {
         for _ in &self.workers {
             udp.push(Arc::new(udp::Listener::bind(address).map_err(error("UDP"))?));
         }
-        if let Some(first) = udp.first()
-            && let Err(cause) = sys::steer_by_cpu(first.as_fd(), &self.cpus, udp.len())
+        let tcp = bind_tcp(address).map_err(error("TCP"))?;
+        let bound = Bound { udp, adopted: 0, tcp, stop_tcp: None };
+        self.steer(address, &bound);
+        Ok(bound)
+    }
+
+    /// Takes what another process has bound, and adds UDP sockets where there are fewer than workers.
+    fn adopt(&self, address: SocketAddr, offered: Offered) -> Result<Bound, BindError> {
+        let strange =
+            || io::Error::new(io::ErrorKind::InvalidData, "not a socket of this address was handed over");
+        let tcp = offered.tcp.ok_or_else(strange).and_then(|tcp| {
+            let tcp = std::net::TcpListener::from(tcp);
+            tcp.set_nonblocking(true)?;
+            if tcp.local_addr()? == address { Ok(tcp) } else { Err(strange()) }
+        });
+        let tcp = tcp.map_err(|cause| BindError { address, protocol: "TCP", cause })?;
+        let udp = offered.udp.into_iter().map(|socket| udp::Listener::adopt(socket, address).map(Arc::new));
+        let udp = udp.collect::<Option<Vec<_>>>().filter(|udp| !udp.is_empty());
+        let mut udp = udp.ok_or_else(|| BindError { address, protocol: "UDP", cause: strange() })?;
+        let adopted = udp.len();
+        while udp.len() < self.workers.len() {
+            match udp::Listener::bind(address) {
+                Ok(socket) => udp.push(Arc::new(socket)),
+                Err(cause) => {
+                    // Some threads then have nothing to do at this address.
+                    tracing::warn!(%address, %cause, "cannot add a socket to those that were handed over");
+                    break;
+                }
+            }
+        }
+        Ok(Bound { udp, adopted, tcp, stop_tcp: None })
+    }
+
+    fn hand_to_workers(&self, bound: &HashMap<SocketAddr, Bound>) {
+        for (number, worker) in self.workers.iter().enumerate() {
+            let share = bound.values().flat_map(|bound| bound.share_of(number, self.workers.len()));
+            worker.serve(share.collect());
+        }
+    }
+
+    fn steer(&self, address: SocketAddr, bound: &Bound) {
+        if let Some(first) = bound.udp.first()
+            && let Err(cause) = sys::steer_by_cpu(first.as_fd(), &self.cpus, bound.udp.len())
         {
             // Slower, not wrong: the kernel then chooses by a hash of the client's address.
             tracing::warn!(%address, %cause, "cannot steer queries to the CPU that received them");
         }
-        let tcp = bind_tcp(address).map_err(error("TCP"))?;
-        Ok(Bound { udp, tcp: Some(tcp), stop_tcp: CancellationToken::new() })
     }
 
     /// Hands the sockets to the workers, and starts accepting where that is not under way.
     fn serve(&mut self) {
-        for (number, worker) in self.workers.iter().enumerate() {
-            let sockets = self.bound.values().filter_map(|bound| bound.udp.get(number).cloned());
-            worker.serve(sockets.collect());
+        if self.paused {
+            return;
         }
+        self.hand_to_workers(&self.bound);
         for (address, bound) in &mut self.bound {
-            let Some(listener) = bound.tcp.take() else { continue };
-            match tokio::net::TcpListener::from_std(listener) {
+            if bound.stop_tcp.is_some() {
+                continue;
+            }
+            match bound.tcp.try_clone().and_then(tokio::net::TcpListener::from_std) {
                 Ok(listener) => {
                     let accept = tcp::accept(Arc::clone(&self.shared), listener, *address);
-                    let stop = bound.stop_tcp.clone();
+                    let stop = CancellationToken::new();
+                    bound.stop_tcp = Some(stop.clone());
                     tokio::spawn(async move { stop.run_until_cancelled(accept).await });
                 }
                 Err(cause) => tracing::error!(%address, %cause, "cannot accept TCP connections"),
             }
+        }
+    }
+}
+
+impl Bound {
+    /// What one of so many workers reads. A group from another process may have more sockets than there are workers.
+    fn share_of(&self, number: usize, workers: usize) -> impl Iterator<Item = Arc<udp::Listener>> {
+        self.udp.iter().skip(number).step_by(workers).cloned()
+    }
+
+    fn stop_accepting(&mut self) {
+        if let Some(stop) = self.stop_tcp.take() {
+            stop.cancel();
+        }
+    }
+}
+
+impl Departures {
+    /// The next connection on which nothing is under way; `None` once all have left, and none can come any more.
+    pub async fn next(&mut self) -> Option<Moving> {
+        loop {
+            let tcp::Idle { stream, client, address, has_asked, unread, permit } = self.queue.recv().await?;
+            // Its place is free again: it is somebody else's, or comes back by `admit`.
+            drop(permit);
+            if let Ok(stream) = stream.into_std() {
+                return Some(Moving { socket: stream.into(), address, client, has_asked, unread });
+            }
+        }
+    }
+
+    /// One that could not leave.
+    pub fn put_back(&self, moving: Moving) {
+        if let Err(cause) = self.shared.admit(moving) {
+            tracing::warn!(%cause, "a TCP connection was lost");
+        }
+    }
+
+    /// Gives up: what has not left stays, and is served once [`Listeners::resume`] is called.
+    pub async fn give_up(mut self) {
+        self.queue.close();
+        while let Some(moving) = self.next().await {
+            self.put_back(moving);
         }
     }
 }

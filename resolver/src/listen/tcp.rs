@@ -1,7 +1,8 @@
 //! Clients by TCP: pipelined, answered in the order in which answers are there (RFC 7766, 6.2.1.1).
 //!
 //! A cached answer never waits behind a miss of the same connection: misses are tasks of their own, and a writer puts
-//! out whatever is ready. Bounds: [`MAX_CONNECTIONS`] in all, [`MAX_UNDER_WAY`] misses on one connection (then it is
+//! out whatever is ready. When a handover begins, a connection is read no further, what was asked on it is answered, and
+//! then it moves as it stands: socket, and bytes that have been read and not been taken up. Bounds: [`MAX_CONNECTIONS`] in all, [`MAX_UNDER_WAY`] misses on one connection (then it is
 //! not read on), a time for the first query and between queries, and a time for a client that does not read.
 
 use std::net::SocketAddr;
@@ -11,10 +12,10 @@ use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 
-use super::{Held, Shared};
+use super::{Held, Movers, Shared};
 use crate::answer::{Context, Outcome, Replied, answer};
 use crate::framing::{FrameReader, frame};
 use crate::metrics::Protocol;
@@ -57,57 +58,105 @@ pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener, address: 
             shared.drops.connections.add(1);
             continue;
         };
-        let shared = Arc::clone(&shared);
-        tokio::spawn(async move {
-            let _permit = permit;
-            serve(&shared, stream, client, address).await;
-        });
+        // Not having it costs latency, nothing else.
+        drop(stream.set_nodelay(true));
+        let idle = Idle { stream, client, address, has_asked: false, unread: Vec::new(), permit };
+        tokio::spawn(serve(Arc::clone(&shared), idle));
     }
 }
 
-async fn serve(shared: &Arc<Shared>, stream: TcpStream, client: SocketAddr, address: SocketAddr) {
+/// A connection on which nothing is under way.
+#[derive(Debug)]
+pub(super) struct Idle {
+    pub(super) stream: TcpStream,
+    pub(super) client: SocketAddr,
+    pub(super) address: SocketAddr,
+    pub(super) has_asked: bool,
+    /// Read, and not taken up: whole queries, and a part of one.
+    pub(super) unread: Vec<u8>,
+    /// Its place among all connections.
+    pub(super) permit: OwnedSemaphorePermit,
+}
+
+/// Serves a connection until it ends or has moved to another process.
+pub(super) async fn serve(shared: Arc<Shared>, mut idle: Idle) {
     let _open = Held::new(&shared.open_connections);
-    // Not having it costs latency, nothing else.
-    drop(stream.set_nodelay(true));
+    let mut movers = shared.movers.subscribe();
+    loop {
+        let Some(rest) = serve_until_moved(&shared, &mut movers, idle).await else { return };
+        idle = rest;
+        let Some(mover) = movers.borrow_and_update().clone() else { continue };
+        match mover.send(idle).await {
+            Ok(()) => return,
+            Err(refused) => idle = refused.0,
+        }
+        // That mover has given up; served again when the order is lifted, and not before.
+        if movers.wait_for(Option::is_none).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Serves until the connection ends (`None`), or connections are to move and nothing is under way on this one.
+async fn serve_until_moved(shared: &Arc<Shared>, movers: &mut Movers, idle: Idle) -> Option<Idle> {
+    let Idle { stream, client, address, has_asked, unread, permit } = idle;
     let (read_half, write_half) = stream.into_split();
     let (replies, queue) = mpsc::channel(REPLY_QUEUE);
-    let connection = Connection {
+    let mut connection = Connection {
         shared: Arc::clone(shared),
         client,
         address,
+        has_asked,
         replies,
         under_way: Arc::new(Semaphore::new(MAX_UNDER_WAY)),
     };
     // The writer ends when the reader and all misses have let go of `replies`, or when the client does not read.
     let write = tokio::spawn(write(write_half, queue));
-    connection.read(FrameReader::new(read_half)).await;
-    drop(write.await);
+    let mut frames = FrameReader::with_buffer(read_half, unread);
+    let moves = connection.read(&mut frames, movers).await;
+    let has_asked = connection.has_asked;
+    drop(connection);
+    let written = write.await.ok().flatten();
+    if !moves {
+        return None;
+    }
+    let (read_half, unread) = frames.into_parts();
+    let stream = read_half.reunite(written?).ok()?;
+    Some(Idle { stream, client, address, has_asked, unread, permit })
 }
 
 struct Connection {
     shared: Arc<Shared>,
     client: SocketAddr,
     address: SocketAddr,
+    has_asked: bool,
     replies: mpsc::Sender<Vec<u8>>,
     under_way: Arc<Semaphore>,
 }
 
 impl Connection {
-    async fn read(self, mut frames: FrameReader<tokio::net::tcp::OwnedReadHalf>) {
-        let mut patience = FIRST_QUERY;
+    /// True: connections are to move. False: the connection is of no more use.
+    async fn read(
+        &mut self,
+        frames: &mut FrameReader<tokio::net::tcp::OwnedReadHalf>,
+        movers: &mut Movers,
+    ) -> bool {
         loop {
+            let patience = if self.has_asked { IDLE } else { FIRST_QUERY };
             let packet = tokio::select! {
+                biased;
+                ordered = movers.wait_for(Option::is_some) => return ordered.is_ok(),
                 frame = timeout(patience, frames.next()) => match frame {
                     Ok(Ok(Some(packet))) => packet,
                     // Silent, gone, or in the middle of a message: nothing more will come of it.
-                    Ok(Ok(None) | Err(_)) | Err(_) => return,
+                    Ok(Ok(None) | Err(_)) | Err(_) => return false,
                 },
                 // The writer has given up.
-                () = self.replies.closed() => return,
+                () = self.replies.closed() => return false,
             };
-            patience = IDLE;
+            self.has_asked = true;
             if !self.query(packet).await {
-                return;
+                return false;
             }
         }
     }
@@ -177,14 +226,16 @@ impl Connection {
     }
 }
 
-async fn write(mut socket: OwnedWriteHalf, mut queue: mpsc::Receiver<Vec<u8>>) {
+/// Gives the socket back when all is written; `None` when the client does not read.
+async fn write(mut socket: OwnedWriteHalf, mut queue: mpsc::Receiver<Vec<u8>>) -> Option<OwnedWriteHalf> {
     while let Some(mut replies) = queue.recv().await {
         // What has come together meanwhile leaves in one system call.
         while let Ok(more) = queue.try_recv() {
             replies.extend_from_slice(&more);
         }
         if !matches!(timeout(WRITE, socket.write_all(&replies)).await, Ok(Ok(()))) {
-            return;
+            return None;
         }
     }
+    Some(socket)
 }

@@ -33,6 +33,10 @@ pub struct Facts {
     pub fail_open: Vec<(IpAddr, FailOpen)>,
     /// Whether `/ready` says yes.
     pub ready: bool,
+    /// How handovers ended, by their label.
+    pub handovers: Vec<(&'static str, u64)>,
+    /// Whether an older process stands by for this one.
+    pub has_stand_by: bool,
 }
 
 /// Writes the page.
@@ -380,6 +384,13 @@ fn process(page: &mut Page, shared: &Shared, facts: &Facts) {
     }
     let help = "1 while queries are answered and no upstream loops.";
     page.single("nodestub_ready", "gauge", help, u8::from(facts.ready));
+    let name = "nodestub_handover_total";
+    page.family(name, "counter", "Handovers between processes, by how they ended for this one.");
+    for (result, count) in &facts.handovers {
+        page.sample(name, &[("result", result)], count);
+    }
+    let help = "1 while an older process stands by to serve again should this one die.";
+    page.single("nodestub_standby", "gauge", help, u8::from(facts.has_stand_by));
     let help = "Queries that needed an upstream and were dropped because too many were waiting.";
     page.single("nodestub_misses_dropped_total", "counter", help, drops.misses.get());
     let help = "Queries that wait for an upstream, now.";

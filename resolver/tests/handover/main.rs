@@ -1,0 +1,586 @@
+//! Handover, with real processes: under load nothing is lost, connections live on, the cache stays warm; and nothing
+//! that a newcomer does, or fails to do, costs an answer.
+//!
+//! Each test has a network namespace of its own, and with it the rendezvous. Clients send each query once.
+#![forbid(unsafe_code)]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test may stop at the first surprise, in its helpers too"
+)]
+
+mod load;
+
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use nodestub_lab::dns::{Options, query};
+use nodestub_lab::upstream::{Reply, zone};
+use nodestub_lab::{Daemon, Netns, Signal, Upstream, ask, skip};
+use tempfile::TempDir;
+
+use load::{HANG, TcpLoad, UdpLoad, answer_on, ask_on, connect};
+
+const SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 53);
+const OTHER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2)), 53);
+const HTTP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8181);
+const RENDEZVOUS: &[u8] = b"nodestub/handover/test";
+
+const COREFILE: &str = "\
+.:53 {
+    bind 127.0.0.1
+    cache 3600
+    forward . 127.0.0.1:5300
+    ready 127.0.0.1:8181
+    prometheus 127.0.0.1:9153
+}
+";
+
+/// A namespace with an upstream in it.
+struct Scene {
+    net: Netns,
+    upstream: Upstream,
+    folder: TempDir,
+}
+
+impl Scene {
+    /// `None`: this machine makes no namespaces, and that has been said.
+    fn new(test: &str) -> Option<Self> {
+        if !skip::can_make_namespaces(test) {
+            return None;
+        }
+        let net = Netns::new().unwrap();
+        // Names that begin with "slow" are answered late.
+        let address = IpAddr::from([192, 0, 2, 1]);
+        let fast: Vec<String> = names().iter().map(|name| format!("{name}.")).collect();
+        let mut records: Vec<(&str, IpAddr)> = fast.iter().map(|name| (name.as_str(), address)).collect();
+        records.extend([("slow1.test.", address), ("slow2.test.", address)]);
+        let zone = zone(3600, &records);
+        let behaviour = move |bytes: &[u8], transport| -> Vec<Reply> {
+            let slow = bytes.windows(4).any(|window| window == b"slow");
+            let delay = if slow { Duration::from_millis(500) } else { Duration::ZERO };
+            zone(bytes, transport).into_iter().map(|reply| reply.after(delay)).collect()
+        };
+        let upstream =
+            net.run(|| Upstream::start("127.0.0.1:5300".parse().unwrap(), behaviour)).unwrap().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let scene = Self { net, upstream, folder };
+        scene.write("Corefile", COREFILE);
+        Some(scene)
+    }
+
+    fn write(&self, file: &str, text: &str) -> PathBuf {
+        let path = self.folder.path().join(file);
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn command(&self, file: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nodestub-resolver"));
+        for variable in ["NODESTUB_LOG", "NODESTUB_LOCAL_ADDRESS", "NODESTUB_CLUSTER_DOMAIN"] {
+            command.env_remove(variable);
+        }
+        command.args(["--handover", "test", "-conf"]).arg(self.folder.path().join(file));
+        command
+    }
+
+    fn start(&self, file: &str) -> Daemon {
+        self.net.spawn(self.command(file)).unwrap()
+    }
+
+    /// The first of its kind.
+    fn first(&self) -> Daemon {
+        let daemon = self.start("Corefile");
+        wait(&daemon, "serving DNS");
+        daemon
+    }
+
+    /// Takes over from `old`, which then stands by.
+    fn next(&self, old: &Daemon) -> Daemon {
+        let daemon = self.start("Corefile");
+        wait(&daemon, "took over; the resolver before this one stands by");
+        wait(old, "standing by");
+        daemon
+    }
+
+    fn ttl(&self, name: &str) -> u32 {
+        let answer = self.net.run(|| ask(SERVER, name, "A", &patient())).unwrap().unwrap();
+        assert_eq!(answer.rcode, "NOERROR");
+        answer.ttls()[0]
+    }
+
+    /// How often the upstream was asked for one of [`names`]. (The question of one process's watchdog that another one
+    /// reads goes upstream as any other.)
+    fn asked_upstream(&self) -> usize {
+        let received = self.upstream.received();
+        received.iter().filter(|one| one.bytes.windows(6).any(|window| window == b"\x04test\0")).count()
+    }
+
+    fn warm_up(&self) {
+        for name in names() {
+            self.ttl(&name);
+        }
+    }
+
+    fn get(&self, address: SocketAddr, path: &str) -> String {
+        self.net
+            .run(|| {
+                let mut stream = connect(address);
+                write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+                let mut text = String::new();
+                std::io::Read::read_to_string(&mut stream, &mut text).unwrap();
+                text
+            })
+            .unwrap()
+    }
+
+    fn metric(&self, line: &str) -> String {
+        let page = self.get("127.0.0.1:9153".parse().unwrap(), "/metrics");
+        let found = page.lines().find_map(|one| one.strip_prefix(line));
+        found.unwrap_or_else(|| panic!("no {line} in {page}")).trim().to_owned()
+    }
+
+    /// A line to the rendezvous, spoken by hand.
+    fn knock(&self) -> OwnedFd {
+        use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
+        self.net
+            .run(|| {
+                let line = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+                connect(&line, &SocketAddrUnix::new_abstract_name(RENDEZVOUS).unwrap()).unwrap();
+                line
+            })
+            .unwrap()
+    }
+}
+
+fn names() -> Vec<String> {
+    (0..100).map(|number| format!("n{number}.test")).collect()
+}
+
+fn wait(daemon: &Daemon, text: &str) -> String {
+    daemon.wait_for_line(HANG, |line| line.contains(text)).unwrap()
+}
+
+fn patient() -> Options {
+    Options { timeout: HANG, ..Options::default() }
+}
+
+fn rounds(short: usize, full: usize) -> usize {
+    if std::env::var_os("NODESTUB_FULL").is_some() { full } else { short }
+}
+
+fn say(line: &OwnedFd, bytes: &[u8]) {
+    rustix::net::send(line, bytes, rustix::net::SendFlags::NOSIGNAL).unwrap();
+}
+
+/// What the other one says; empty: it has hung up.
+fn hear(line: &OwnedFd) -> Vec<u8> {
+    let mut bytes = vec![0; 1 << 18];
+    let (length, _) = rustix::net::recv(line, &mut bytes[..], rustix::net::RecvFlags::empty()).unwrap();
+    bytes.truncate(length);
+    bytes
+}
+
+/// The opening words of every protocol version: a Hello (1) or a Refused (2).
+fn opening(kind: u8, protocol: u16, rest: &[u8]) -> Vec<u8> {
+    [&[kind], b"NODESTUB".as_slice(), &protocol.to_be_bytes(), &[5], b"9.9.9", rest].concat()
+}
+
+/// Ends a process and looks at how.
+fn terminate(mut daemon: Daemon) {
+    assert!(daemon.terminate(HANG).unwrap().success(), "{}", daemon.lines().join("\n"));
+}
+
+#[test]
+fn loses_no_query_and_no_connection_over_many_handovers_and_stays_warm() {
+    let Some(scene) = Scene::new("loses_no_query_and_no_connection_over_many_handovers_and_stays_warm")
+    else {
+        return;
+    };
+    let mut serving = scene.first();
+    scene.warm_up();
+    let asked_upstream = scene.asked_upstream();
+    let mut ttl = scene.ttl("n0.test");
+    let udp = UdpLoad::start(&scene.net, SERVER, &names(), 6, 3000);
+    let tcp: Vec<_> = (0..3).map(|_| TcpLoad::start(&scene.net, SERVER, &names(), 8)).collect();
+    let mut idle = scene.net.run(|| connect(SERVER)).unwrap();
+    ask_on(&mut idle, "n1.test", 1);
+    answer_on(&mut idle);
+    let mut handovers = 0;
+    for _ in 0..rounds(10, 50) {
+        udp.wait_for(500);
+        let next = scene.next(&serving);
+        handovers += 1;
+        terminate(std::mem::replace(&mut serving, next));
+        let left = scene.ttl("n0.test");
+        assert!(left <= ttl, "a handover has lengthened a life: {ttl} s, then {left} s");
+        ttl = left;
+        // One that says nothing for a while moves as well as busy ones.
+        ask_on(&mut idle, "n2.test", 2);
+        assert_eq!(answer_on(&mut idle).id, 2);
+    }
+    udp.wait_for(500);
+    let by_tcp: u64 = tcp.into_iter().map(TcpLoad::finish).sum();
+    let tally = udp.finish();
+    eprintln!("{handovers} handovers: {tally:?}, and {by_tcp} by TCP");
+    assert_eq!((tally.lost, scene.asked_upstream()), (0, asked_upstream));
+    assert!(tally.sent > 500 * handovers && by_tcp > 0);
+    assert!(scene.get(HTTP, "/ready").starts_with("HTTP/1.1 200"));
+    assert_eq!(scene.metric("nodestub_handover_total{result=\"taken\"}"), "1");
+    terminate(serving);
+}
+
+#[test]
+fn serves_again_whenever_a_newcomer_is_killed_after_a_handover() {
+    let Some(scene) = Scene::new("serves_again_whenever_a_newcomer_is_killed_after_a_handover") else {
+        return;
+    };
+    let serving = scene.first();
+    scene.warm_up();
+    let udp = UdpLoad::start(&scene.net, SERVER, &names(), 4, 2000);
+    for round in 0..rounds(10, 50) {
+        let mut newcomer = scene.start("Corefile");
+        wait(&newcomer, "took over");
+        udp.wait_for(u64::try_from(round % 5 * 50).unwrap());
+        newcomer.kill().unwrap();
+        udp.wait_for(200);
+    }
+    let tally = udp.finish();
+    eprintln!("{tally:?}");
+    assert_eq!(tally.lost, 0);
+    assert_eq!(scene.metric("nodestub_handover_total{result=\"resumed\"}"), rounds(10, 50).to_string());
+    assert!(scene.get(HTTP, "/ready").starts_with("HTTP/1.1 200"));
+    terminate(serving);
+}
+
+#[test]
+fn a_chain_of_three_serves_by_one_at_a_time() {
+    let Some(scene) = Scene::new("a_chain_of_three_serves_by_one_at_a_time") else { return };
+    let first = scene.first();
+    scene.warm_up();
+    let udp = UdpLoad::start(&scene.net, SERVER, &names(), 4, 2000);
+    let second = scene.next(&first);
+    let mut third = scene.next(&second);
+    wait(&first, "a still newer resolver serves");
+    assert_eq!(scene.metric("nodestub_standby"), "1");
+    udp.wait_for(500);
+    third.kill().unwrap();
+    wait(&second, "this one serves again");
+    udp.wait_for(500);
+    assert!(!first.lines().iter().any(|line| line.contains("this one serves again")));
+    assert_eq!(scene.metric("nodestub_standby"), "0");
+    // The first one's end touches nothing.
+    terminate(first);
+    udp.wait_for(500);
+    let tally = udp.finish();
+    assert_eq!(tally.lost, 0, "{tally:?}");
+    terminate(second);
+}
+
+#[test]
+fn hands_back_when_it_is_stopped_while_another_stands_by() {
+    let Some(scene) = Scene::new("hands_back_when_it_is_stopped_while_another_stands_by") else { return };
+    let first = scene.first();
+    scene.warm_up();
+    let udp = UdpLoad::start(&scene.net, SERVER, &names(), 4, 2000);
+    let tcp = TcpLoad::start(&scene.net, SERVER, &names(), 8);
+    for _ in 0..3 {
+        let second = scene.start("Corefile");
+        wait(&second, "took over");
+        udp.wait_for(200);
+        terminate(second);
+        udp.wait_for(200);
+    }
+    tcp.finish();
+    let tally = udp.finish();
+    assert_eq!(tally.lost, 0, "{tally:?}");
+    terminate(first);
+}
+
+#[test]
+fn what_was_begun_on_a_connection_is_finished_after_a_handover() {
+    let Some(scene) = Scene::new("what_was_begun_on_a_connection_is_finished_after_a_handover") else {
+        return;
+    };
+    let first = scene.first();
+    let mut question = Vec::new();
+    ask_on(&mut question, "n7.test", 7);
+    let [mut cut_in_length, mut cut_in_message, mut waiting] =
+        scene.net.run(|| [connect(SERVER), connect(SERVER), connect(SERVER)]).unwrap();
+    // Answered once, so that the rest of the test knows it is served.
+    for stream in [&mut cut_in_length, &mut cut_in_message, &mut waiting] {
+        ask_on(stream, "n1.test", 1);
+        assert_eq!(answer_on(stream).id, 1);
+    }
+    cut_in_length.write_all(&question[..1]).unwrap();
+    cut_in_message.write_all(&question[..20]).unwrap();
+    // Under way while the handover happens, with another one behind it.
+    ask_on(&mut waiting, "slow1.test", 2);
+    scene.upstream.wait_for(2, HANG).unwrap();
+    let second = scene.next(&first);
+    ask_on(&mut waiting, "n2.test", 3);
+    cut_in_length.write_all(&question[1..]).unwrap();
+    cut_in_message.write_all(&question[20..]).unwrap();
+    assert_eq!(answer_on(&mut cut_in_length).data(), ["192.0.2.1"]);
+    assert_eq!(answer_on(&mut cut_in_message).data(), ["192.0.2.1"]);
+    assert_eq!(answer_on(&mut waiting).id, 2);
+    assert_eq!(answer_on(&mut waiting).id, 3);
+    terminate(first);
+    for stream in [&mut cut_in_length, &mut cut_in_message, &mut waiting] {
+        ask_on(stream, "n3.test", 9);
+        assert_eq!(answer_on(stream).id, 9);
+    }
+    terminate(second);
+}
+
+#[test]
+fn a_question_that_waits_for_its_upstream_is_answered_over_udp_by_who_asked() {
+    let Some(scene) = Scene::new("a_question_that_waits_for_its_upstream_is_answered_over_udp_by_who_asked")
+    else {
+        return;
+    };
+    let first = scene.first();
+    let client = scene
+        .net
+        .run(|| {
+            let client = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+            client.connect(SERVER).unwrap();
+            client.set_read_timeout(Some(HANG)).unwrap();
+            client
+        })
+        .unwrap();
+    client.send(&query("slow2.test", "A", &Options { id: Some(77), ..Options::default() }).unwrap()).unwrap();
+    scene.upstream.wait_for(1, HANG).unwrap();
+    let second = scene.next(&first);
+    terminate(first);
+    let mut answer = [0; 512];
+    client.recv(&mut answer).unwrap();
+    assert_eq!(answer[..2], [0, 77]);
+    assert_eq!(scene.upstream.count(), 1);
+    terminate(second);
+}
+
+#[test]
+fn a_newcomer_that_cannot_serve_never_disturbs() {
+    let Some(scene) = Scene::new("a_newcomer_that_cannot_serve_never_disturbs") else { return };
+    let first = scene.first();
+    scene.warm_up();
+    scene.write("unreadable", ".:53 {\n    forwrad . 127.0.0.1:5300\n}\n");
+    // An address that this namespace does not have: found out only once the sockets have been handed over.
+    scene.write(
+        "unbindable",
+        &format!("{COREFILE}\nx.test:53 {{\n    bind 192.0.2.77\n    forward . 127.0.0.1:5300\n}}\n"),
+    );
+    let udp = UdpLoad::start(&scene.net, SERVER, &names(), 4, 2000);
+    for file in ["unreadable", "unbindable", "unreadable", "unbindable"] {
+        let mut newcomer = scene.start(file);
+        assert!(!newcomer.wait(HANG).unwrap().success());
+        udp.wait_for(200);
+    }
+    let tally = udp.finish();
+    assert_eq!(tally.lost, 0, "{tally:?}");
+    assert_eq!(scene.metric("nodestub_handover_total{result=\"failed\"}"), "2");
+    terminate(first);
+}
+
+#[test]
+fn strangers_and_babblers_do_no_harm() {
+    let Some(scene) = Scene::new("strangers_and_babblers_do_no_harm") else { return };
+    let first = scene.first();
+    scene.warm_up();
+    let udp = UdpLoad::start(&scene.net, SERVER, &names(), 4, 1000);
+
+    let other_version = scene.knock();
+    say(&other_version, &opening(1, 999, b"what version 999 says"));
+    let refused = hear(&other_version);
+    assert_eq!(refused[..9], *b"\x02NODESTUB");
+    assert!(hear(&other_version).is_empty(), "a refusal is the last word");
+    wait(&first, "was refused version=\"9.9.9\" refusal=Protocol");
+
+    // One who has started before: sockets never move backwards.
+    let older = scene.knock();
+    say(&older, &opening(1, 1, &[[0; 8].as_slice(), &[0, 1]].concat()));
+    assert_eq!(hear(&older)[..9], *b"\x02NODESTUB");
+    wait(&first, "refusal=NotNewer");
+
+    for babble in [b"GET / HTTP/1.1\r\n\r\n".as_slice(), b"\x01NODESTU", &[6], &[8], &[0xff; 70_000]] {
+        let line = scene.knock();
+        say(&line, babble);
+        assert!(hear(&line).is_empty());
+    }
+    // One who hangs up, and one who says all the right things and dies when it is handed the sockets.
+    drop(scene.knock());
+    let greedy = scene.knock();
+    say(&greedy, &opening(1, 1, &[u64::MAX.to_be_bytes().as_slice(), &[0, 1]].concat()));
+    while hear(&greedy) != [5] {}
+    say(&greedy, &[6]);
+    assert_eq!(hear(&greedy)[0], 7);
+    drop(greedy);
+    wait(&first, "the handover failed; this resolver serves on");
+
+    udp.wait_for(500);
+    let tally = udp.finish();
+    assert_eq!(tally.lost, 0, "{tally:?}");
+    terminate(scene.next(&first));
+    terminate(first);
+}
+
+#[test]
+fn another_user_is_refused_and_told() {
+    let Some(scene) = Scene::new("another_user_is_refused_and_told") else { return };
+    let first = scene.first();
+    // Where the build lies, another user may not be able to read.
+    let program = scene.folder.path().join("resolver");
+    // By another process: a file that this one has open for writing could not be executed from another test's thread.
+    let copied =
+        Command::new("cp").arg(env!("CARGO_BIN_EXE_nodestub-resolver")).arg(&program).status().unwrap();
+    assert!(copied.success());
+    for path in [scene.folder.path(), &program, &scene.folder.path().join("Corefile")] {
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    scene.net.set_sysctl("net/ipv4/ip_unprivileged_port_start", "0").unwrap();
+    let mut command = Command::new(&program);
+    command
+        .args(["--handover", "test", "-conf"])
+        .arg(scene.folder.path().join("Corefile"))
+        .uid(1234)
+        .gid(1234);
+    let mut stranger = scene.net.spawn(command).unwrap();
+    assert!(!stranger.wait(HANG).unwrap().success());
+    wait(&stranger, "it belongs to user 0");
+    wait(&first, "a process of another user asked for a handover, and was refused uid=1234");
+    scene.ttl("n0.test");
+    terminate(first);
+}
+
+#[test]
+fn who_does_not_hand_over_is_left_alone_and_free_addresses_are_served() {
+    let Some(scene) = Scene::new("who_does_not_hand_over_is_left_alone_and_free_addresses_are_served") else {
+        return;
+    };
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, accept, bind, listen, socket};
+    let rendezvous = scene
+        .net
+        .run(|| {
+            let rendezvous = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+            bind(&rendezvous, &SocketAddrUnix::new_abstract_name(RENDEZVOUS).unwrap()).unwrap();
+            listen(&rendezvous, 8).unwrap();
+            rendezvous
+        })
+        .unwrap();
+    let refuse = |answer: &[u8]| {
+        let line = accept(&rendezvous).unwrap();
+        assert_eq!(hear(&line)[..9], *b"\x01NODESTUB");
+        say(&line, answer);
+        line
+    };
+    // The addresses are free: serves, and says that there will be no handover.
+    let serving = scene.start("Corefile");
+    let line = refuse(&opening(2, 999, &[1, 42]));
+    wait(&serving, "it speaks protocol 999 of the handover (version 9.9.9)");
+    wait(&serving, "serving DNS");
+    drop(line);
+    scene.ttl("n0.test");
+    // They are not: says why, and goes.
+    for (answer, reason) in [
+        (opening(2, 999, &[1]), "it speaks protocol 999 of the handover"),
+        (b"garbage".to_vec(), "sent what is no message of a handover"),
+    ] {
+        let mut newcomer = scene.start("Corefile");
+        let _line = refuse(&answer);
+        assert!(!newcomer.wait(HANG).unwrap().success());
+        let said = wait(&newcomer, "another resolver serves 127.0.0.1:53 and does not hand it over");
+        assert!(said.contains(reason), "{said}");
+    }
+    // One that says nothing is waited for, but not beyond the order to stop.
+    let newcomer = scene.start("Corefile");
+    let line = accept(&rendezvous).unwrap();
+    assert_eq!(hear(&line)[..9], *b"\x01NODESTUB");
+    terminate(newcomer);
+    scene.ttl("n0.test");
+    terminate(serving);
+}
+
+#[test]
+fn addresses_that_come_and_go_with_a_newcomers_corefile_are_served_by_it_alone() {
+    let Some(scene) =
+        Scene::new("addresses_that_come_and_go_with_a_newcomers_corefile_are_served_by_it_alone")
+    else {
+        return;
+    };
+    let first = scene.first();
+    scene.warm_up();
+    scene.write("Moved", &COREFILE.replace("127.0.0.1\n", "127.0.0.2\n").replace("8181", "8182"));
+    let second = scene.start("Moved");
+    wait(&second, "took over");
+    wait(&first, "standing by");
+    let moved = scene.net.run(|| ask(OTHER, "n0.test", "A", &patient())).unwrap().unwrap();
+    assert_eq!(moved.rcode, "NOERROR");
+    assert!(scene.get("127.0.0.1:8182".parse().unwrap(), "/ready").starts_with("HTTP/1.1 200"));
+    // Nobody keeps a socket there in which a query would wait for ever.
+    let quick = Options { timeout: Duration::from_secs(5), ..Options::default() };
+    let error = scene.net.run(|| ask(SERVER, "n0.test", "A", &quick)).unwrap().unwrap_err().to_string();
+    assert!(error.contains("refused"), "{error}");
+    // The first comes back with what it had.
+    terminate(second);
+    wait(&first, "the newer resolver stops; this one serves again");
+    wait(&first, "the Corefile was reloaded");
+    scene.ttl("n0.test");
+    assert!(scene.get(HTTP, "/ready").starts_with("HTTP/1.1 200"));
+    terminate(first);
+}
+
+#[test]
+fn the_number_of_threads_may_change() {
+    let Some(scene) = Scene::new("the_number_of_threads_may_change") else { return };
+    let all = rustix::thread::sched_getaffinity(None).unwrap();
+    let cpus: Vec<usize> = (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| all.is_set(*cpu)).collect();
+    if cpus.len() < 2 {
+        skip("the_number_of_threads_may_change", "needs two CPUs");
+        return;
+    }
+    let on = |count: usize| {
+        let mut set = rustix::thread::CpuSet::new();
+        cpus.iter().take(count).for_each(|cpu| set.set(*cpu));
+        let command = scene.command("Corefile");
+        // A child inherits the CPUs of the thread that starts it.
+        scene
+            .net
+            .run(|| {
+                rustix::thread::sched_setaffinity(None, &set).unwrap();
+                Daemon::spawn(command).unwrap()
+            })
+            .unwrap()
+    };
+    let mut serving = on(1);
+    wait(&serving, "serving DNS");
+    scene.warm_up();
+    let udp = UdpLoad::start(&scene.net, SERVER, &names(), 4, 2000);
+    for count in [2, 1, 2] {
+        let next = on(count);
+        wait(&next, "took over");
+        udp.wait_for(500);
+        terminate(std::mem::replace(&mut serving, next));
+        udp.wait_for(500);
+    }
+    // One that adds sockets to the group and dies: nothing waits in a queue of its own.
+    let one = on(1);
+    wait(&one, "took over");
+    terminate(std::mem::replace(&mut serving, one));
+    let mut two = on(2);
+    wait(&two, "took over");
+    udp.wait_for(500);
+    two.signal(Signal::KILL).unwrap();
+    wait(&serving, "this one serves again");
+    udp.wait_for(500);
+    let tally = udp.finish();
+    assert_eq!(tally.lost, 0, "{tally:?}");
+    terminate(serving);
+}
