@@ -63,7 +63,7 @@ pub enum Command {
         force: bool,
     },
     /// Prints the rules that these flags ask for, as text for `nft -f`; loads nothing.
-    Rules(Serve),
+    Rules(Box<Serve>),
 }
 
 /// Flags for serving.
