@@ -107,7 +107,7 @@ pub async fn serve(arguments: &Serve) -> Result<(), StartError> {
     // Respects CPU quotas as well; a thread more than that would only wait for its slice.
     let workers =
         std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS).min(cpus.len());
-    let mut workshop = Workshop::new(workers);
+    let mut workshop = Workshop::new(workers).with_metrics(arguments.metrics_listen_address);
     let tables = workshop.compile(&config).map_err(StartError::Compile)?;
     let resolver = new_resolver(arguments).map_err(StartError::System)?;
     let pantry = Pantry::new(&resolver.cache, resolver.clock, &tables);
@@ -224,10 +224,7 @@ impl<'a> Running<'a> {
     }
 
     /// Goes over to a compiled Corefile; on an error everything stays as it was.
-    fn apply(&mut self, config: Config, mut tables: Tables) -> Result<(), StartError> {
-        if let Some(address) = self.arguments.metrics_listen_address {
-            tables.admin.entry(address).or_default().metrics = true;
-        }
+    fn apply(&mut self, config: Config, tables: Tables) -> Result<(), StartError> {
         let prepared = self.admin.prepare(&tables.admin).map_err(StartError::Admin)?;
         let wanted = tables.admin.clone();
         self.listeners.apply(tables).map_err(StartError::Bind)?;

@@ -140,6 +140,7 @@ pub enum CompileError {
 #[derive(Debug)]
 pub struct Workshop {
     workers: usize,
+    metrics_address: Option<SocketAddr>,
     counters: HashMap<(String, String), Arc<RouteCounters>>,
     forwarders: Vec<(Forward, Vec<SocketAddr>, Weak<Forwarder>)>,
     hosts: Vec<(Hosts, Weak<HostsTable>)>,
@@ -148,7 +149,19 @@ pub struct Workshop {
 impl Workshop {
     /// For so many worker threads on the fast side.
     pub fn new(workers: usize) -> Self {
-        Self { workers, counters: HashMap::new(), forwarders: Vec::new(), hosts: Vec::new() }
+        Self {
+            workers,
+            metrics_address: None,
+            counters: HashMap::new(),
+            forwarders: Vec::new(),
+            hosts: Vec::new(),
+        }
+    }
+
+    /// Serves `/metrics` on this address as well, whatever the Corefile says.
+    #[must_use]
+    pub fn with_metrics(self, address: Option<SocketAddr>) -> Self {
+        Self { metrics_address: address, ..self }
     }
 
     /// Compiles a Corefile. Nothing is bound and nothing running is touched.
@@ -180,6 +193,9 @@ impl Workshop {
             }
             tables.add_admin(server_block);
             tables.blocks.push(block);
+        }
+        if let Some(address) = self.metrics_address {
+            tables.admin.entry(address).or_default().metrics = true;
         }
         for (listener, by_name) in routes {
             let dropped = self.counters(&server_label(listener), DROPPED);

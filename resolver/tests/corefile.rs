@@ -406,7 +406,7 @@ fn a_template_is_read_in_place_of_the_corefile_where_it_is_there() {
     command.arg("-pidfile").arg(path("pid")).args(["-metrics-listen-address", "127.0.0.1:9353"]);
     let daemon = net.spawn(command).unwrap();
     daemon.wait_for_line(HANG, |line| line.contains("serving DNS")).unwrap();
-    let found = net.run(|| nodestub_lab::ask(SERVER, "a.test", "A", &patient())).unwrap().unwrap();
+    let found = net.run(|| ask(SERVER, "a.test", "A", &patient())).unwrap().unwrap();
     assert_eq!(found.data(), ["192.0.2.7"]);
     let metrics = "127.0.0.1:9353".parse().unwrap();
     let (status, page) = net.run(|| common::get(metrics, "/metrics")).unwrap();
