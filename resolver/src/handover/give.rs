@@ -250,7 +250,7 @@ impl Post {
     /// Waits until the last connections have left, which they do when what was asked on them is answered.
     pub async fn last_connections(&self) {
         let end = Instant::now() + LAST_CONNECTIONS;
-        while self.status.shared.open_connections.load(Relaxed) > 0 && Instant::now() < end {
+        while self.status.shared.connections_held() > 0 && Instant::now() < end {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -417,16 +417,13 @@ impl Mover {
                     address: moving.address,
                     client: moving.client,
                     has_asked: moving.has_asked,
-                    unread: moving.unread,
+                    unread: moving.unread.clone(),
                 });
-                let Err(error) = link.send(&message, &[moving.socket.as_fd()], PATIENCE).await else {
-                    continue;
-                };
-                tracing::debug!(%error, "a TCP connection stays");
-                if let Message::Connection(connection) = message {
-                    departures.put_back(moving_from(connection, moving.socket));
+                if let Err(error) = link.send(&message, &[moving.socket.as_fd()], PATIENCE).await {
+                    tracing::debug!(%error, "a TCP connection stays");
+                    departures.put_back(moving);
+                    break;
                 }
-                break;
             }
             departures
         });
@@ -568,12 +565,9 @@ async fn send_group(
 
 fn admit(status: &Status, connection: Connection, mut descriptors: Vec<OwnedFd>) {
     let Some(socket) = descriptors.pop() else { return };
-    if let Err(cause) = status.shared.admit(moving_from(connection, socket)) {
+    let Connection { address, client, has_asked, unread } = connection;
+    let moving = Moving { socket, address, client, has_asked, unread, place: None };
+    if let Err(cause) = status.shared.admit(moving) {
         tracing::warn!(%cause, "a TCP connection that was handed over is lost");
     }
-}
-
-fn moving_from(connection: Connection, socket: OwnedFd) -> Moving {
-    let Connection { address, client, has_asked, unread } = connection;
-    Moving { socket, address, client, has_asked, unread }
 }

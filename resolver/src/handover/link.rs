@@ -188,12 +188,15 @@ impl Link {
     /// The peer has gone, or has sent what is no message.
     pub async fn receive(&self) -> Result<(Message, Vec<OwnedFd>), LinkError> {
         let mut bytes = Vec::new();
-        let receive = || receive_bytes(&self.socket, &mut bytes);
-        let received = self.socket.async_io(Interest::READABLE, receive).await;
-        let (descriptors, cut) = match received {
-            Ok(received) => received,
-            Err(error) if is_gone(&error) => return Err(LinkError::Gone),
-            Err(error) => return Err(LinkError::System(error)),
+        let (descriptors, cut) = loop {
+            let receive = || receive_bytes(&self.socket, &mut bytes);
+            match self.socket.async_io(Interest::READABLE, receive).await {
+                Ok(received) => break received,
+                // A peer that has died with unread messages is told so once, before what it has sent itself: that is
+                // still there, and may be its last word.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
+                Err(error) => return Err(LinkError::System(error)),
+            }
         };
         if bytes.is_empty() {
             return Err(LinkError::Gone);

@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use socket2::{Domain, Socket, Type};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Counter;
@@ -89,6 +89,8 @@ pub struct Moving {
     pub has_asked: bool,
     /// What has been read and not been taken up: whole queries, and a part of one.
     pub unread: Vec<u8>,
+    /// Its place among the connections of this process, for as long as it is in it; `None`: it has none yet.
+    pub place: Option<OwnedSemaphorePermit>,
 }
 
 /// Takes connections as they become idle, while [`Listeners::pause`] holds.
@@ -174,11 +176,12 @@ impl Shared {
     /// # Errors
     /// The socket cannot be waited for.
     pub fn admit(self: &Arc<Self>, moving: Moving) -> io::Result<()> {
-        let Moving { socket, address, client, has_asked, unread } = moving;
+        let Moving { socket, address, client, has_asked, unread, place } = moving;
         if !self.tables.load().listeners.contains_key(&address) {
             return Ok(());
         }
-        let Ok(permit) = Arc::clone(&self.connections).try_acquire_owned() else {
+        let place = place.or_else(|| Arc::clone(&self.connections).try_acquire_owned().ok());
+        let Some(permit) = place else {
             self.drops.connections.add(1);
             return Ok(());
         };
@@ -188,6 +191,11 @@ impl Shared {
         let idle = tcp::Idle { stream, client, address, has_asked, unread, permit };
         tokio::spawn(tcp::serve(Arc::clone(self), idle));
         Ok(())
+    }
+
+    /// Connections that this process holds, those included that are about to leave.
+    pub fn connections_held(&self) -> usize {
+        tcp::MAX_CONNECTIONS - self.connections.available_permits()
     }
 
     /// Misses under way, now.
@@ -479,10 +487,9 @@ impl Departures {
     pub async fn next(&mut self) -> Option<Moving> {
         loop {
             let tcp::Idle { stream, client, address, has_asked, unread, permit } = self.queue.recv().await?;
-            // Its place is free again: it is somebody else's, or comes back by `admit`.
-            drop(permit);
             if let Ok(stream) = stream.into_std() {
-                return Some(Moving { socket: stream.into(), address, client, has_asked, unread });
+                let (socket, place) = (stream.into(), Some(permit));
+                return Some(Moving { socket, address, client, has_asked, unread, place });
             }
         }
     }

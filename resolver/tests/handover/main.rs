@@ -15,7 +15,7 @@ mod load;
 
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
@@ -24,6 +24,7 @@ use std::time::Duration;
 use nodestub_lab::dns::{Options, query};
 use nodestub_lab::upstream::{Reply, zone};
 use nodestub_lab::{Daemon, Netns, Signal, Upstream, ask, skip};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use tempfile::TempDir;
 
 use load::{HANG, TcpLoad, UdpLoad, answer_on, ask_on, connect};
@@ -31,7 +32,6 @@ use load::{HANG, TcpLoad, UdpLoad, answer_on, ask_on, connect};
 const SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 53);
 const OTHER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2)), 53);
 const HTTP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8181);
-const RENDEZVOUS: &[u8] = b"nodestub/handover/test";
 
 const COREFILE: &str = "\
 .:53 {
@@ -149,12 +149,23 @@ impl Scene {
 
     /// A line to the rendezvous, spoken by hand.
     fn knock(&self) -> OwnedFd {
-        use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
         self.net
             .run(|| {
-                let line = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
-                connect(&line, &SocketAddrUnix::new_abstract_name(RENDEZVOUS).unwrap()).unwrap();
+                let line = unix_socket();
+                rustix::net::connect(&line, &rendezvous()).unwrap();
                 line
+            })
+            .unwrap()
+    }
+
+    /// The rendezvous, held by the test.
+    fn hold_rendezvous(&self) -> OwnedFd {
+        self.net
+            .run(|| {
+                let socket = unix_socket();
+                rustix::net::bind(&socket, &rendezvous()).unwrap();
+                rustix::net::listen(&socket, 8).unwrap();
+                socket
             })
             .unwrap()
     }
@@ -178,6 +189,29 @@ fn rounds(short: usize, full: usize) -> usize {
 
 fn say(line: &OwnedFd, bytes: &[u8]) {
     rustix::net::send(line, bytes, rustix::net::SendFlags::NOSIGNAL).unwrap();
+}
+
+fn rendezvous() -> SocketAddrUnix {
+    SocketAddrUnix::new_abstract_name(b"nodestub/handover/test").unwrap()
+}
+
+/// Not for the children of this process: a line ends when the test drops it.
+fn unix_socket() -> OwnedFd {
+    socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap()
+}
+
+fn accept(rendezvous: &OwnedFd) -> OwnedFd {
+    rustix::net::accept_with(rendezvous, SocketFlags::CLOEXEC).unwrap()
+}
+
+/// With a descriptor.
+fn say_with(line: &OwnedFd, bytes: &[u8], given: &OwnedFd) {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let given = [given.as_fd()];
+    assert!(control.push(SendAncillaryMessage::ScmRights(&given)));
+    sendmsg(line, &[std::io::IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL).unwrap();
 }
 
 /// What the other one says; empty: it has hung up.
@@ -433,6 +467,106 @@ fn strangers_and_babblers_do_no_harm() {
 }
 
 #[test]
+fn what_is_kept_while_the_cache_travels_follows_it() {
+    let Some(scene) = Scene::new("what_is_kept_while_the_cache_travels_follows_it") else { return };
+    let first = scene.first();
+    scene.ttl("n1.test");
+    let has =
+        |message: &[u8], name: &[u8]| message[0] == 4 && message.windows(name.len()).any(|at| at == name);
+    let hello =
+        |cache_format: u8| opening(1, 1, &[u64::MAX.to_be_bytes().as_slice(), &[0, cache_format]].concat());
+    let line = scene.knock();
+    say(&line, &hello(1));
+    let mut before = Vec::new();
+    while before.last().map(Vec::as_slice) != Some(&[5]) {
+        before.push(hear(&line));
+    }
+    assert!(before.iter().any(|message| has(message, b"\x02n1\x04test\0")));
+    scene.ttl("n2.test");
+    say(&line, &[6]);
+    let mut after = Vec::new();
+    while after.last().map(Vec::as_slice) != Some(&[8]) {
+        after.push(hear(&line));
+    }
+    assert!(after.iter().any(|message| has(message, b"\x02n2\x04test\0")));
+    drop(line);
+    wait(&first, "this resolver serves on");
+    // One that keeps answers in another form gets none.
+    let line = scene.knock();
+    say(&line, &hello(99));
+    assert_eq!((hear(&line)[0], hear(&line)), (3, vec![5]));
+    drop(line);
+    scene.ttl("n1.test");
+    terminate(first);
+}
+
+#[test]
+fn inherits_from_a_resolver_that_dies_while_it_gives() {
+    let Some(scene) = Scene::new("inherits_from_a_resolver_that_dies_while_it_gives") else { return };
+    let rendezvous = scene.hold_rendezvous();
+    let inside = || {
+        let flags = SocketFlags::CLOEXEC;
+        let udp = socket_with(AddressFamily::INET, SocketType::DGRAM, flags, None).unwrap();
+        rustix::net::sockopt::set_socket_reuseport(&udp, true).unwrap();
+        rustix::net::bind(&udp, &SERVER).unwrap();
+        let tcp = std::net::TcpListener::bind(SERVER).unwrap();
+        let client = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.connect(SERVER).unwrap();
+        client.set_read_timeout(Some(HANG)).unwrap();
+        (udp, OwnedFd::from(tcp), client)
+    };
+    let (udp, tcp, client) = scene.net.run(inside).unwrap();
+    // Both wait in queues that nobody reads.
+    client.send(&query("n1.test", "A", &Options { id: Some(5), ..Options::default() }).unwrap()).unwrap();
+    let mut stream = scene.net.run(|| connect(SERVER)).unwrap();
+    ask_on(&mut stream, "n2.test", 6);
+
+    let newcomer = scene.start("Corefile");
+    let line = accept(&rendezvous);
+    hear(&line);
+    say(&line, &opening(3, 1, &[0_u64.to_be_bytes().as_slice(), &[0, 1]].concat()));
+    say(&line, &[5]);
+    assert_eq!(hear(&line), [6]);
+    for (kind, given) in [(1, &udp), (2, &tcp)] {
+        say_with(&line, &[7, kind, 4, 127, 0, 0, 1, 0, 53, 1], given);
+    }
+    drop((rendezvous, udp, tcp, line));
+    wait(&newcomer, "the resolver that was handing over has died");
+    let mut answer = [0; 512];
+    client.recv(&mut answer).unwrap();
+    assert_eq!(answer[..2], [0, 5]);
+    assert_eq!(answer_on(&mut stream).id, 6);
+    terminate(scene.next(&newcomer));
+    terminate(newcomer);
+}
+
+#[test]
+fn sockets_of_all_addresses_move_as_well() {
+    let Some(scene) = Scene::new("sockets_of_all_addresses_move_as_well") else { return };
+    scene.write("Corefile", &COREFILE.replace("    bind 127.0.0.1\n", ""));
+    let mut serving = scene.first();
+    scene.warm_up();
+    let udp = UdpLoad::start(&scene.net, OTHER, &names(), 2, 1000);
+    let v6: SocketAddr = "[::1]:53".parse().unwrap();
+    let has_v6 = scene.net.run(|| std::net::UdpSocket::bind("[::1]:0").is_ok()).unwrap();
+    for _ in 0..3 {
+        let next = scene.next(&serving);
+        terminate(std::mem::replace(&mut serving, next));
+        if has_v6 {
+            // An answer from another address than the one that was asked would not be taken.
+            assert_eq!(
+                scene.net.run(|| ask(v6, "n1.test", "A", &patient())).unwrap().unwrap().rcode,
+                "NOERROR"
+            );
+        }
+        udp.wait_for(100);
+    }
+    let tally = udp.finish();
+    assert_eq!(tally.lost, 0, "{tally:?}");
+    terminate(serving);
+}
+
+#[test]
 fn another_user_is_refused_and_told() {
     let Some(scene) = Scene::new("another_user_is_refused_and_told") else { return };
     let first = scene.first();
@@ -465,18 +599,9 @@ fn who_does_not_hand_over_is_left_alone_and_free_addresses_are_served() {
     let Some(scene) = Scene::new("who_does_not_hand_over_is_left_alone_and_free_addresses_are_served") else {
         return;
     };
-    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, accept, bind, listen, socket};
-    let rendezvous = scene
-        .net
-        .run(|| {
-            let rendezvous = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
-            bind(&rendezvous, &SocketAddrUnix::new_abstract_name(RENDEZVOUS).unwrap()).unwrap();
-            listen(&rendezvous, 8).unwrap();
-            rendezvous
-        })
-        .unwrap();
+    let rendezvous = scene.hold_rendezvous();
     let refuse = |answer: &[u8]| {
-        let line = accept(&rendezvous).unwrap();
+        let line = accept(&rendezvous);
         assert_eq!(hear(&line)[..9], *b"\x01NODESTUB");
         say(&line, answer);
         line
@@ -501,7 +626,7 @@ fn who_does_not_hand_over_is_left_alone_and_free_addresses_are_served() {
     }
     // One that says nothing is waited for, but not beyond the order to stop.
     let newcomer = scene.start("Corefile");
-    let line = accept(&rendezvous).unwrap();
+    let line = accept(&rendezvous);
     assert_eq!(hear(&line)[..9], *b"\x01NODESTUB");
     terminate(newcomer);
     scene.ttl("n0.test");
