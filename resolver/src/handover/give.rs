@@ -207,11 +207,13 @@ impl Post {
                 StoodBy::Stopped
             }
             Ended::TakeBack => {
+                self.status.handovers.resumed.add(1);
                 self.serve_again(mover.stop().await, listeners, admin).await;
                 self.take_connections(link);
                 StoodBy::Resumed
             }
             Ended::Died => {
+                self.status.handovers.resumed.add(1);
                 self.serve_again(mover.stop().await, listeners, admin).await;
                 StoodBy::Resumed
             }
@@ -318,7 +320,6 @@ impl Post {
                 Ok((other, _)) => tracing::warn!(message = other.name(), "not expected here, and ignored"),
                 Err(LinkError::Malformed(cause)) => tracing::warn!(%cause, "ignored"),
                 Err(error) => {
-                    self.status.handovers.resumed.add(1);
                     tracing::warn!(%error, "the newer resolver has died; this one serves again");
                     return Ended::Died;
                 }

@@ -13,8 +13,8 @@
 //! Invariants:
 //! 1. The rendezvous name is held by who serves, or by who is about to. It is claimed before any other socket.
 //! 2. Sockets move only towards a process that has started later, of the same protocol version and user.
-//! 3. A newcomer reads only after [`Message::Yours`](message::Message::Yours), and who gives reads nothing from before
-//!    it until [`Message::Serving`](message::Message::Serving) has not come, or the newcomer has gone.
+//! 3. A newcomer reads only after [`Yours`](message::Message::Yours). Who gives reads nothing from before it sends the
+//!    first socket, unless the newcomer goes, or does not say [`Serving`](message::Message::Serving) in time.
 //! 4. Who stands by keeps copies of exactly the sockets that are served, and closes those that are not, so that
 //!    nothing waits in a queue that nobody will ever read. Who is superseded keeps none.
 //! 5. At most one process stands by, and it never serves beside another: it is superseded before a third begins.
