@@ -211,14 +211,12 @@ impl<'a> Running<'a> {
         let mut listeners = Listeners::start(&shared, workers, cpus).map_err(StartError::System)?;
         let mut admin = Admin::new(Arc::clone(&status));
         taken.offer_to(&mut listeners, &mut admin);
-        let prepared = admin.prepare(&tables.admin).map_err(StartError::Admin)?;
-        let endpoints = tables.admin.clone();
-        listeners.apply(tables).map_err(StartError::Bind)?;
-        admin.apply(&endpoints, prepared);
-        let post = Post::enter(identity, &status, taken, &mut listeners, &admin).await;
+        let post = Post::new(identity, &status);
         let loop_watch = CancellationToken::new();
+        let first = config.clone();
         let mut running = Self { arguments, listeners, admin, post, shared, status, config, loop_watch };
-        running.applied();
+        running.apply(first, tables)?;
+        running.post.enter(taken, &mut running.listeners, &running.admin).await;
         watchdog::start(Arc::clone(&running.status)).map_err(StartError::System)?;
         Ok(running)
     }
@@ -230,18 +228,13 @@ impl<'a> Running<'a> {
         self.listeners.apply(tables).map_err(StartError::Bind)?;
         self.admin.apply(&wanted, prepared);
         self.config = config;
-        self.applied();
-        Ok(())
-    }
-
-    /// A Corefile has come into force.
-    fn applied(&mut self) {
         *self.status.fingerprint.lock().unwrap_or_else(PoisonError::into_inner) = fingerprint(&self.config);
         self.status.serving.store(true, Relaxed);
         self.watch_for_loops();
         for address in self.listeners.addresses() {
             tracing::info!(%address, "serving DNS");
         }
+        Ok(())
     }
 
     fn watch_for_loops(&mut self) {

@@ -101,40 +101,38 @@ struct StandBy {
 }
 
 impl Post {
-    /// With what was taken: tells who gave it that we serve, and opens the door.
-    pub async fn enter(
-        identity: Identity,
-        status: &Arc<Status>,
-        taken: Taken,
-        listeners: &mut Listeners,
-        admin: &Admin,
-    ) -> Self {
+    /// The door is closed.
+    pub fn new(identity: Identity, status: &Arc<Status>) -> Self {
         let (announce, events) = mpsc::channel(4);
-        let mut post = Self {
+        Self {
             identity,
             status: Arc::clone(status),
-            rendezvous: taken.rendezvous,
+            rendezvous: None,
             door: None,
             events,
             announce,
             stand_by: None,
-        };
+        }
+    }
+
+    /// With what was taken, and is served by now: tells who gave it, and opens the door.
+    pub async fn enter(&mut self, taken: Taken, listeners: &mut Listeners, admin: &Admin) {
+        self.rendezvous = taken.rendezvous;
         if let Some(link) = taken.link {
-            status.handovers.taken.add(1);
+            self.status.handovers.taken.add(1);
             match say_serving(&link, listeners, admin).await {
                 Ok(()) => {
                     tracing::info!("took over; the resolver before this one stands by");
-                    post.stand_by = Some(post.listen_to_stand_by(link));
+                    self.stand_by = Some(self.listen_to_stand_by(link));
                 }
                 Err(error) => {
-                    status.shared.has_stand_by.store(false, Relaxed);
+                    self.status.shared.has_stand_by.store(false, Relaxed);
                     tracing::warn!(%error, "took over; the resolver before this one does not stand by");
                 }
             }
-            listeners.steer_adopted();
         }
-        post.open_door();
-        post
+        listeners.steer_adopted();
+        self.open_door();
     }
 
     /// What happens next. For ever nothing where there is no handover.

@@ -39,7 +39,6 @@ const COREFILE: &str = "\
     cache 3600
     forward . 127.0.0.1:5300
     ready 127.0.0.1:8181
-    prometheus 127.0.0.1:9153
 }
 ";
 
@@ -87,7 +86,9 @@ impl Scene {
         for variable in ["NODESTUB_LOG", "NODESTUB_LOCAL_ADDRESS", "NODESTUB_CLUSTER_DOMAIN"] {
             command.env_remove(variable);
         }
-        command.args(["--handover", "test", "-conf"]).arg(self.folder.path().join(file));
+        command
+            .args(["--handover", "test", "-metrics-listen-address", "127.0.0.1:9253", "-conf"])
+            .arg(self.folder.path().join(file));
         command
     }
 
@@ -142,7 +143,7 @@ impl Scene {
     }
 
     fn metric(&self, line: &str) -> String {
-        let page = self.get("127.0.0.1:9153".parse().unwrap(), "/metrics");
+        let page = self.get("127.0.0.1:9253".parse().unwrap(), "/metrics");
         let found = page.lines().find_map(|one| one.strip_prefix(line));
         found.unwrap_or_else(|| panic!("no {line} in {page}")).trim().to_owned()
     }
