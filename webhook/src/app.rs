@@ -18,7 +18,10 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::args::{CertificatesArgs, Settings};
+#[cfg(not(feature = "kube"))]
+use crate::args::ArgsError;
+use crate::args::{CertificatesArgs, FactsFrom, Settings};
+use crate::facts::SharedFacts;
 use crate::listen::{self, Limits, Port};
 use crate::metrics::Metrics;
 use crate::server::{self, Shared};
@@ -72,8 +75,8 @@ async fn serve(settings: Settings) -> Result<(), Box<dyn Error>> {
 
     let (admission, admin) = (bind(settings.listen).await?, bind(settings.admin_listen).await?);
     let (admission_address, admin_address) = (admission.local_addr()?, admin.local_addr()?);
-    let shared =
-        Shared::new(settings.policy, settings.facts, Arc::clone(&metrics), Arc::clone(&certificates));
+    let facts = start_facts(&settings, &metrics).await?;
+    let shared = Shared::new(settings.policy, facts, Arc::clone(&metrics), Arc::clone(&certificates));
     let stop = CancellationToken::new();
     let connections = TaskTracker::new();
     let admission_port = Port {
@@ -112,6 +115,36 @@ async fn serve(settings: Settings) -> Result<(), Box<dyn Error>> {
     admin_stop.cancel();
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Facts by flags alone, or found and watched; the first answers come later.
+#[cfg(feature = "kube")]
+async fn start_facts(settings: &Settings, metrics: &Arc<Metrics>) -> Result<Arc<SharedFacts>, AppError> {
+    use crate::facts::{ResolvConf, cluster};
+    let given = settings.given.clone();
+    if settings.facts_from == FactsFrom::Flags {
+        return Ok(SharedFacts::fixed(given));
+    }
+    let file = &settings.resolv_conf;
+    let own = match fs::read_to_string(file) {
+        Ok(text) => ResolvConf::parse(&text),
+        Err(error) => {
+            tracing::warn!(file = %file.display(), %error, "our own resolv.conf cannot be read; it tells nothing");
+            ResolvConf::default()
+        }
+    };
+    let client = cluster::connect().await.map_err(AppError::Cluster)?;
+    let fixed = cluster::Fixed::new(&settings.policy, given, own);
+    Ok(cluster::start(&client, fixed, Arc::clone(metrics)))
+}
+
+#[cfg(not(feature = "kube"))]
+#[expect(clippy::unused_async, reason = "with the client it has to wait")]
+async fn start_facts(settings: &Settings, _: &Arc<Metrics>) -> Result<Arc<SharedFacts>, AppError> {
+    match settings.facts_from {
+        FactsFrom::Flags => Ok(SharedFacts::fixed(settings.given.clone())),
+        FactsFrom::Cluster => Err(AppError::NoClient(ArgsError::NoClient)),
+    }
 }
 
 fn watch_certificates(
@@ -191,6 +224,12 @@ pub enum AppError {
         /// Why.
         source: io::Error,
     },
+    /// The cluster cannot be asked for facts.
+    #[cfg(feature = "kube")]
+    Cluster(crate::facts::cluster::ClusterError),
+    /// This build cannot ask a cluster.
+    #[cfg(not(feature = "kube"))]
+    NoClient(ArgsError),
     /// The system gave no thread for watching certificates.
     Watch(io::Error),
 }
@@ -202,6 +241,10 @@ impl fmt::Display for AppError {
                 write!(f, "binding {address} failed: choose another with --listen or --admin-listen")
             }
             Self::PortsFile { file, .. } => write!(f, "writing the ports to {} failed", file.display()),
+            #[cfg(feature = "kube")]
+            Self::Cluster(_) => f.write_str("facts cannot be found in the cluster"),
+            #[cfg(not(feature = "kube"))]
+            Self::NoClient(_) => f.write_str("facts cannot be found in the cluster"),
             Self::Watch(_) => f.write_str("no thread could be had to watch the certificates"),
         }
     }
@@ -210,6 +253,10 @@ impl fmt::Display for AppError {
 impl Error for AppError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
+            #[cfg(feature = "kube")]
+            Self::Cluster(source) => Some(source),
+            #[cfg(not(feature = "kube"))]
+            Self::NoClient(source) => Some(source),
             Self::Bind { source, .. } | Self::PortsFile { source, .. } | Self::Watch(source) => Some(source),
         }
     }

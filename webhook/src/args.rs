@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -11,7 +12,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::admit::names::{MAX_CLUSTER_DOMAIN_BYTES, is_label};
 use crate::admit::selector::DEFAULT_LEAVE_ALONE;
 use crate::admit::{
-    DnsOption, Domain, Facts, Fallback, Namespace, Overrides, PodSelector, Policy, is_usable,
+    DnsOption, Domain, Facts, Fallback, Namespace, Overrides, PodSelector, Policy, Resolvers, Share,
+    is_usable,
 };
 
 /// Points new pods at their node's DNS resolver.
@@ -64,6 +66,38 @@ pub struct CertificatesArgs {
 /// How to serve. Each flag has an environment form, `NODESTUB_` and the flag's name.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
+    #[command(flatten)]
+    decision: DecisionArgs,
+    /// Where facts come from that no flag gives: `flags` (nowhere else) or `cluster` (found there, and watched)
+    #[arg(long, env = "NODESTUB_FACTS_FROM", value_enum, default_value_t = FactsFrom::Flags)]
+    facts_from: FactsFrom,
+    /// With `cluster`: the file that tells how this very process asks for names
+    #[arg(long, env = "NODESTUB_RESOLV_CONF", value_name = "FILE", default_value = "/etc/resolv.conf")]
+    resolv_conf: PathBuf,
+    /// Where to serve admission over TLS; port 0: any
+    #[arg(long, env = "NODESTUB_LISTEN", value_name = "IP:PORT", default_value = "0.0.0.0:8443")]
+    listen: SocketAddr,
+    /// Where to serve /healthz, /readyz and /metrics, without TLS; port 0: any
+    #[arg(long, env = "NODESTUB_ADMIN_LISTEN", value_name = "IP:PORT", default_value = "0.0.0.0:8081")]
+    admin_listen: SocketAddr,
+    /// Folder with tls.crt, tls.key and ca.crt (required); new files are served without a restart
+    #[arg(long, env = "NODESTUB_CERTIFICATES", value_name = "DIR")]
+    certificates: Option<PathBuf>,
+    /// Milliseconds between two looks at that folder
+    #[arg(long, env = "NODESTUB_CERTIFICATES_POLL_MILLISECONDS", value_name = "N", default_value_t = 10_000,
+          value_parser = clap::value_parser!(u64).range(10..=3_600_000))]
+    certificates_poll_milliseconds: u64,
+    /// File to write the addresses to, once both are bound: lines `admission=IP:PORT` and `admin=IP:PORT`
+    #[arg(long, env = "NODESTUB_PORTS_FILE", value_name = "FILE")]
+    ports_file: Option<PathBuf>,
+    /// How to log
+    #[arg(long, env = "NODESTUB_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+/// What decisions depend on: the operator's choices, and facts that the operator gives. Shared with `explain`.
+#[derive(Debug, Args)]
+pub struct DecisionArgs {
     /// Address of the resolver on each node (repeatable: one for each family, the preferred first)
     #[arg(
         long,
@@ -73,10 +107,10 @@ pub struct ServeArgs {
         default_value = "169.254.20.10"
     )]
     local_address: Vec<IpAddr>,
-    /// Address of the cluster DNS Service (required; repeatable: one for each family)
+    /// Address of the cluster DNS Service (repeatable: one for each family; unset: found in the cluster, never guessed)
     #[arg(long, env = "NODESTUB_CLUSTER_DNS", value_name = "IP", value_delimiter = ',')]
     cluster_dns: Vec<IpAddr>,
-    /// The cluster's domain, such as cluster.local (required: it is never guessed)
+    /// The cluster's domain, such as cluster.local (unset: found in the cluster, never guessed)
     #[arg(long, env = "NODESTUB_CLUSTER_DOMAIN", value_name = "DOMAIN")]
     cluster_domain: Option<Domain>,
     /// A namespace and its labels: NAME[:LABEL=VALUE[,LABEL=VALUE]...] (repeatable; in the environment, with `;` between)
@@ -93,6 +127,15 @@ pub struct ServeArgs {
     /// A search domain of the nodes' own resolv.conf (repeatable; `none` when they have none; unset: not known, and pods are told so)
     #[arg(long, env = "NODESTUB_HOST_SEARCH", value_name = "DOMAIN", value_delimiter = ',')]
     host_search: Option<Vec<Domain>>,
+    /// How many nodes have a ready resolver, such as 9/10 (unset: found in the cluster)
+    #[arg(long, env = "NODESTUB_RESOLVERS", value_name = "READY/NODES")]
+    resolvers: Option<Resolvers>,
+    /// Percent of nodes whose resolver must be ready, or pods are left alone; 0: never mind (unset: 90 with facts from the cluster, else 0)
+    #[arg(long, env = "NODESTUB_MIN_READY_RESOLVERS", value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
+    min_ready_resolvers: Option<u8>,
+    /// Share of workloads to inject in namespaces that do not say otherwise
+    #[arg(long, env = "NODESTUB_ROLLOUT", value_name = "PERCENT", default_value_t = Share::ALL)]
+    rollout: Share,
     /// ndots for pods that do not say otherwise (unset: 5, as without Nodestub)
     #[arg(long, env = "NODESTUB_NDOTS", value_name = "N", value_parser = clap::value_parser!(u8).range(0..=15))]
     ndots: Option<u8>,
@@ -116,26 +159,19 @@ pub struct ServeArgs {
     /// The namespace that the webhook lives in; its pods are left alone
     #[arg(long, env = "NODESTUB_OWN_NAMESPACE", value_name = "NAME", default_value = "nodestub-system")]
     own_namespace: String,
-    /// Where to serve admission over TLS; port 0: any
-    #[arg(long, env = "NODESTUB_LISTEN", value_name = "IP:PORT", default_value = "0.0.0.0:8443")]
-    listen: SocketAddr,
-    /// Where to serve /healthz, /readyz and /metrics, without TLS; port 0: any
-    #[arg(long, env = "NODESTUB_ADMIN_LISTEN", value_name = "IP:PORT", default_value = "0.0.0.0:8081")]
-    admin_listen: SocketAddr,
-    /// Folder with tls.crt, tls.key and ca.crt (required); new files are served without a restart
-    #[arg(long, env = "NODESTUB_CERTIFICATES", value_name = "DIR")]
-    certificates: Option<PathBuf>,
-    /// Milliseconds between two looks at that folder
-    #[arg(long, env = "NODESTUB_CERTIFICATES_POLL_MILLISECONDS", value_name = "N", default_value_t = 10_000,
-          value_parser = clap::value_parser!(u64).range(10..=3_600_000))]
-    certificates_poll_milliseconds: u64,
-    /// File to write the addresses to, once both are bound: lines `admission=IP:PORT` and `admin=IP:PORT`
-    #[arg(long, env = "NODESTUB_PORTS_FILE", value_name = "FILE")]
-    ports_file: Option<PathBuf>,
-    /// How to log
-    #[arg(long, env = "NODESTUB_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
-    log_format: LogFormat,
 }
+
+/// Where facts come from that no flag gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum FactsFrom {
+    /// Nowhere: flags give them all.
+    Flags,
+    /// They are found in the cluster and watched.
+    Cluster,
+}
+
+/// Percent of nodes whose resolver must be ready where they can be counted.
+pub const DEFAULT_MIN_READY_PERCENT: u8 = 90;
 
 /// One line of log for each event, either way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -151,8 +187,12 @@ pub enum LogFormat {
 pub struct Settings {
     /// What the operator chose.
     pub policy: Policy,
-    /// What is known of the cluster.
-    pub facts: Facts,
+    /// What the operator says of the cluster; it wins over what is found there.
+    pub given: Facts,
+    /// Where the rest comes from.
+    pub facts_from: FactsFrom,
+    /// How this process itself asks for names.
+    pub resolv_conf: PathBuf,
     /// Where admission is served.
     pub listen: SocketAddr,
     /// Where health and metrics are served.
@@ -173,29 +213,34 @@ impl ServeArgs {
     /// # Errors
     /// When a required flag is missing, or flags contradict each other.
     pub fn settings(self) -> Result<Settings, ArgsError> {
-        let Some(cluster_domain) = self.cluster_domain else {
-            return Err(ArgsError::Missing("--cluster-domain"));
-        };
-        if cluster_domain.as_str().len() > MAX_CLUSTER_DOMAIN_BYTES {
-            return Err(ArgsError::LongClusterDomain(cluster_domain));
-        }
-        if self.cluster_dns.is_empty() {
-            return Err(ArgsError::Missing("--cluster-dns"));
-        }
+        let (policy, given) = self.decision.split(self.facts_from)?;
         let Some(certificates) = self.certificates else { return Err(ArgsError::Missing("--certificates")) };
-        if self.local_address.len() > 2 {
-            return Err(ArgsError::ManyLocalAddresses(self.local_address.len()));
-        }
-        if let Some(address) = self.local_address.iter().chain(&self.cluster_dns).find(|one| !is_usable(one))
-        {
-            return Err(ArgsError::UselessAddress(*address));
-        }
-        if self.fallback == Some(Fallback::None) && !self.fail_open_everywhere {
-            return Err(ArgsError::NoFallback);
-        }
-        if !is_label(&self.own_namespace) {
-            return Err(ArgsError::OwnNamespace(self.own_namespace));
-        }
+        Ok(Settings {
+            policy,
+            given,
+            facts_from: self.facts_from,
+            resolv_conf: self.resolv_conf,
+            listen: self.listen,
+            admin_listen: self.admin_listen,
+            certificates,
+            certificates_poll: Duration::from_millis(self.certificates_poll_milliseconds),
+            ports_file: self.ports_file,
+            log_format: self.log_format,
+        })
+    }
+}
+
+impl DecisionArgs {
+    /// Sorts the flags into what the operator chose and what they say of the cluster.
+    ///
+    /// # Errors
+    /// When flags contradict each other, or one is missing that nothing else can tell.
+    pub fn split(self, facts_from: FactsFrom) -> Result<(Policy, Facts), ArgsError> {
+        self.check(facts_from)?;
+        let default_percent = match facts_from {
+            FactsFrom::Flags => 0,
+            FactsFrom::Cluster => DEFAULT_MIN_READY_PERCENT,
+        };
         let known = DEFAULT_LEAVE_ALONE.iter().filter_map(|text| text.parse().ok());
         let policy = Policy {
             own_namespace: self.own_namespace,
@@ -208,31 +253,64 @@ impl ServeArgs {
                 local_addresses: None,
             },
             leave_alone: known.chain(self.leave_alone).collect(),
-        };
-        let host_searches = match self.host_search {
-            Some(names) if names.len() == 1 && names.iter().all(|name| name.as_str() == "none") => {
-                Some(Vec::new())
-            }
-            names => names,
+            min_ready_percent: self.min_ready_resolvers.unwrap_or(default_percent),
+            rollout: self.rollout,
         };
         let facts = Facts {
             cluster_dns: self.cluster_dns,
-            cluster_domain: Some(cluster_domain),
-            host_searches,
+            cluster_domain: self.cluster_domain,
+            host_searches: self.host_search.map(or_none),
             fail_open_everywhere: self.fail_open_everywhere,
+            resolvers: self.resolvers,
             namespaces: namespaces(self.namespace, self.namespace_annotation)?,
         };
-        Ok(Settings {
-            policy,
-            facts,
-            listen: self.listen,
-            admin_listen: self.admin_listen,
-            certificates,
-            certificates_poll: Duration::from_millis(self.certificates_poll_milliseconds),
-            ports_file: self.ports_file,
-            log_format: self.log_format,
-        })
+        Ok((policy, facts))
     }
+
+    fn check(&self, facts_from: FactsFrom) -> Result<(), ArgsError> {
+        match facts_from {
+            FactsFrom::Flags if self.cluster_domain.is_none() => {
+                return Err(ArgsError::Missing("--cluster-domain"));
+            }
+            FactsFrom::Flags if self.cluster_dns.is_empty() => {
+                return Err(ArgsError::Missing("--cluster-dns"));
+            }
+            FactsFrom::Flags
+                if self.min_ready_resolvers.is_some_and(|percent| percent > 0)
+                    && self.resolvers.is_none() =>
+            {
+                return Err(ArgsError::Missing("--resolvers"));
+            }
+            FactsFrom::Cluster if cfg!(not(feature = "kube")) => return Err(ArgsError::NoClient),
+            FactsFrom::Cluster if !self.namespace.is_empty() => return Err(ArgsError::NamespacesTwice),
+            FactsFrom::Flags | FactsFrom::Cluster => {}
+        }
+        if let Some(domain) = &self.cluster_domain
+            && domain.as_str().len() > MAX_CLUSTER_DOMAIN_BYTES
+        {
+            return Err(ArgsError::LongClusterDomain(domain.clone()));
+        }
+        if self.local_address.len() > 2 {
+            return Err(ArgsError::ManyLocalAddresses(self.local_address.len()));
+        }
+        if let Some(address) = self.local_address.iter().chain(&self.cluster_dns).find(|one| !is_usable(one))
+        {
+            return Err(ArgsError::UselessAddress(*address));
+        }
+        if self.fallback == Some(Fallback::None) && !self.fail_open_everywhere {
+            return Err(ArgsError::NoFallback);
+        }
+        if !is_label(&self.own_namespace) {
+            return Err(ArgsError::OwnNamespace(self.own_namespace.clone()));
+        }
+        Ok(())
+    }
+}
+
+/// A list of only `none` is empty: known to be.
+pub(crate) fn or_none(names: Vec<Domain>) -> Vec<Domain> {
+    let none = names.len() == 1 && names.iter().all(|name| name.as_str() == "none");
+    if none { Vec::new() } else { names }
 }
 
 /// Why the flags make no sense together.
@@ -253,6 +331,10 @@ pub enum ArgsError {
     OwnNamespace(String),
     /// A namespace that is given twice.
     NamespaceTwice(String),
+    /// Namespaces by flag, though they are watched.
+    NamespacesTwice,
+    /// This build cannot ask a cluster.
+    NoClient,
     /// An annotation of a namespace that is not given.
     AnnotationWithoutNamespace(String),
 }
@@ -278,6 +360,12 @@ impl fmt::Display for ArgsError {
             Self::NamespaceTwice(name) => {
                 write!(f, "--namespace {name} is given twice: put all labels into one, with commas between")
             }
+            Self::NamespacesTwice => f.write_str(
+                "--namespace is for --facts-from=flags: with facts from the cluster, its namespaces are watched",
+            ),
+            Self::NoClient => f.write_str(
+                "this build has no Kubernetes client: build it with the feature `kube`, or give facts by flags",
+            ),
             Self::AnnotationWithoutNamespace(name) => {
                 write!(f, "--namespace-annotation is given for {name}, but no --namespace {name}")
             }
@@ -290,8 +378,8 @@ impl std::error::Error for ArgsError {}
 fn namespaces(
     names: Vec<NamespaceLabels>,
     annotations: Vec<NamespaceAnnotation>,
-) -> Result<BTreeMap<String, Namespace>, ArgsError> {
-    let mut namespaces = BTreeMap::new();
+) -> Result<BTreeMap<String, Arc<Namespace>>, ArgsError> {
+    let mut namespaces: BTreeMap<String, Namespace> = BTreeMap::new();
     for NamespaceLabels { name, labels } in names {
         let namespace = Namespace { labels, annotations: BTreeMap::new() };
         if namespaces.insert(name.clone(), namespace).is_some() {
@@ -304,7 +392,7 @@ fn namespaces(
         };
         namespace.annotations.insert(key, value);
     }
-    Ok(namespaces)
+    Ok(namespaces.into_iter().map(|(name, namespace)| (name, Arc::new(namespace))).collect())
 }
 
 /// The value of `--namespace`.
@@ -385,6 +473,23 @@ mod tests {
     }
 
     #[test]
+    fn asks_the_cluster_only_with_a_client_and_then_for_all_namespaces() {
+        let cluster = |more: &[&str]| {
+            let flags = ["nodestub-webhook", "--certificates=certs", "--facts-from=cluster"];
+            let cli = Cli::try_parse_from(flags.iter().chain(more)).unwrap();
+            cli.serve.settings()
+        };
+        if cfg!(feature = "kube") {
+            let settings = cluster(&[]).unwrap();
+            assert_eq!(settings.policy.min_ready_percent, DEFAULT_MIN_READY_PERCENT);
+            assert!(settings.given.cluster_dns.is_empty());
+            assert_eq!(cluster(&["--namespace=shop"]).unwrap_err(), ArgsError::NamespacesTwice);
+        } else {
+            assert_eq!(cluster(&[]).unwrap_err(), ArgsError::NoClient);
+        }
+    }
+
+    #[test]
     fn reads_namespaces_with_labels_and_annotations() {
         let settings = settings(&[
             "--namespace=shop:nodestub.io/inject=enabled,team=a",
@@ -392,17 +497,17 @@ mod tests {
             "--namespace-annotation=shop:nodestub.io/options=timeout:1,attempts:2",
         ])
         .unwrap();
-        let shop = &settings.facts.namespaces["shop"];
+        let shop = &settings.given.namespaces["shop"];
         assert_eq!(shop.labels["team"], "a");
         assert_eq!(shop.annotations["nodestub.io/options"], "timeout:1,attempts:2");
-        assert_eq!(settings.facts.namespaces["bare"], Namespace::default());
+        assert_eq!(*settings.given.namespaces["bare"], Namespace::default());
     }
 
     #[test]
     fn tells_no_host_searches_from_unknown_ones() {
-        assert_eq!(settings(&[]).unwrap().facts.host_searches, None);
-        assert_eq!(settings(&["--host-search=none"]).unwrap().facts.host_searches, Some(Vec::new()));
-        let known = settings(&["--host-search=a.example,b.example"]).unwrap().facts.host_searches.unwrap();
+        assert_eq!(settings(&[]).unwrap().given.host_searches, None);
+        assert_eq!(settings(&["--host-search=none"]).unwrap().given.host_searches, Some(Vec::new()));
+        let known = settings(&["--host-search=a.example,b.example"]).unwrap().given.host_searches.unwrap();
         assert_eq!(known.len(), 2);
     }
 
@@ -423,6 +528,11 @@ mod tests {
             (&["--leave-alone=eci"], "not a selector"),
             (&["--own-namespace=A"], "--own-namespace"),
             (&["--certificates-poll-milliseconds=1"], "10"),
+            (&["--resolvers=3"], "not READY/NODES"),
+            (&["--resolvers=3/2"], "not READY/NODES"),
+            (&["--min-ready-resolvers=50"], "--resolvers is missing"),
+            (&["--min-ready-resolvers=101", "--resolvers=1/1"], "101"),
+            (&["--rollout=some"], "0% to 100%"),
         ] {
             let error = settings(flags).unwrap_err();
             assert!(error.contains(said), "{flags:?}: {error}");

@@ -9,14 +9,17 @@
 //! admit       the decision: pure, total, a reason on every path
 //! ```
 //!
-//! Beside it: [`args`] (flags to types), [`metrics`], and [`app`], the one file that knows every part.
-//! Not here: a Kubernetes client. What is known of the cluster comes from flags ([`admit::Facts`]).
+//! Beside it: [`facts`] (what is known of the cluster, and how), [`args`] (flags to types), [`metrics`], and
+//! [`app`], the one file that knows every part.
+//!
+//! The Kubernetes client is there with the feature `kube`, which is on by default; without it facts come from flags.
 #![forbid(unsafe_code)]
 
 pub mod admission;
 pub mod admit;
 pub mod app;
 pub mod args;
+pub mod facts;
 pub mod listen;
 pub mod metrics;
 pub mod server;

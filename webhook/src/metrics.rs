@@ -15,6 +15,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::admit::{Decision, Reason, Warning, keys};
+use crate::facts::find::FACTS;
+use crate::facts::seen::SOURCES;
 
 /// One label.
 type Label = [(&'static str, &'static str); 1];
@@ -94,6 +96,9 @@ pub struct Metrics {
     connection_failures: Counters,
     faults: Counter,
     certificate_loads: Counters,
+    watch_failures: Counters,
+    publications: Counters,
+    facts_known: Family<Label, Gauge>,
     duration: Histogram,
     /// Connections on the admission port.
     pub connections: Gauge,
@@ -130,6 +135,23 @@ impl Metrics {
             "Looks at the certificates that found new ones, or failed",
             certificate_loads.clone(),
         );
+        let watch_failures = counters("source", SOURCES);
+        registry.register(
+            "watch_failures",
+            "Watches of the cluster that failed; what they told before is kept",
+            watch_failures.clone(),
+        );
+        let publications = counters("result", ["written", "failed"]);
+        registry.register(
+            "fact_writes",
+            "Writes of the ConfigMap that tells resolvers the facts",
+            publications.clone(),
+        );
+        let facts_known = Family::<Label, Gauge>::default();
+        for fact in FACTS {
+            facts_known.get_or_create(&[("fact", fact)]).set(0);
+        }
+        registry.register("fact_known", "Whether a fact of the cluster is known", facts_known.clone());
         let duration = Histogram::new(DURATION_BUCKETS);
         registry.register(
             "decision_duration_seconds",
@@ -148,6 +170,9 @@ impl Metrics {
             connection_failures,
             faults,
             certificate_loads,
+            watch_failures,
+            publications,
+            facts_known,
             duration,
             connections,
         }
@@ -185,6 +210,22 @@ impl Metrics {
     pub fn certificates_loaded(&self, swapped: bool) {
         let result = if swapped { "swapped" } else { "failed" };
         self.certificate_loads.get_or_create(&[("result", result)]).inc();
+    }
+
+    /// Counts a watch that failed.
+    pub fn watch_failed(&self, source: &'static str) {
+        self.watch_failures.get_or_create(&[("source", source)]).inc();
+    }
+
+    /// Counts a write of the facts for resolvers.
+    pub fn published(&self, written: bool) {
+        let result = if written { "written" } else { "failed" };
+        self.publications.get_or_create(&[("result", result)]).inc();
+    }
+
+    /// Notes whether a fact is known.
+    pub fn fact_known(&self, fact: &'static str, known: bool) {
+        self.facts_known.get_or_create(&[("fact", fact)]).set(i64::from(known));
     }
 
     /// The OpenMetrics text.

@@ -23,7 +23,8 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::admission::{Answer, NotAReview, answer};
-use crate::admit::{Facts, Policy};
+use crate::admit::{Facts, Policy, Reason};
+use crate::facts::SharedFacts;
 use crate::metrics::{Metrics, Refusal};
 
 /// The largest body, in bytes. The API server takes objects of up to 3 MiB (`MaxRequestBodyBytes` in
@@ -47,7 +48,7 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Shared {
     policy: Policy,
-    facts: Facts,
+    facts: Arc<SharedFacts>,
     metrics: Arc<Metrics>,
     certificates: Arc<Resolver>,
     stopping: AtomicBool,
@@ -59,7 +60,7 @@ impl Shared {
     #[must_use]
     pub fn new(
         policy: Policy,
-        facts: Facts,
+        facts: Arc<SharedFacts>,
         metrics: Arc<Metrics>,
         certificates: Arc<Resolver>,
     ) -> Arc<Self> {
@@ -126,7 +127,14 @@ async fn review(shared: &Shared, request: Request) -> Result<Answer, Refused> {
     };
     let text = body(request.into_body()).await?;
     let began = Instant::now();
-    let answered = catch_unwind(AssertUnwindSafe(|| answer(&shared.policy, &shared.facts, &text)));
+    let snapshot = shared.facts.load();
+    let mut answered = decide(&shared.policy, &snapshot.facts, &text);
+    if let Ok(Ok(answer)) = &answered
+        && matches!(answer.decision.reason, Reason::NamespaceUnknown | Reason::NamespaceNotEnabled)
+        && let Some(newer) = shared.facts.newer(&snapshot, &answer.namespace).await
+    {
+        answered = decide(&shared.policy, &newer.facts, &text);
+    }
     match answered {
         Ok(Ok(answer)) => {
             let took = began.elapsed();
@@ -138,6 +146,10 @@ async fn review(shared: &Shared, request: Request) -> Result<Answer, Refused> {
         Ok(Err(error)) => Err((Refusal::NotAReview, StatusCode::BAD_REQUEST, error.to_string())),
         Err(_) => Err(fault("the review could not be read")),
     }
+}
+
+fn decide(policy: &Policy, facts: &Facts, text: &[u8]) -> std::thread::Result<Result<Answer, NotAReview>> {
+    catch_unwind(AssertUnwindSafe(|| answer(policy, facts, text)))
 }
 
 fn is_json(request: &Request) -> bool {
@@ -215,6 +227,11 @@ fn log(answer: &Answer, took: Duration) {
 async fn ready(State(shared): State<Arc<Shared>>) -> Response {
     if shared.stopping.load(Ordering::Relaxed) {
         return line(StatusCode::SERVICE_UNAVAILABLE, "stopping");
+    }
+    let awaited = &shared.facts.load().awaited;
+    if !awaited.is_empty() {
+        let text = format!("not known yet: {}", awaited.join(", "));
+        return line(StatusCode::SERVICE_UNAVAILABLE, &text);
     }
     match shared.certificates.current() {
         None => line(StatusCode::SERVICE_UNAVAILABLE, "no certificate yet"),

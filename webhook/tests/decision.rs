@@ -17,7 +17,7 @@ fn settings(vector: &Vector) -> Settings {
 }
 
 fn decide(vector: &Vector, pod: &Value) -> Decision {
-    let Settings { policy, facts, .. } = settings(vector);
+    let Settings { policy, given: facts, .. } = settings(vector);
     let review = review(vector);
     let text = |path: &str| review.pointer(&format!("/request/{path}")).and_then(Value::as_str).unwrap_or("");
     let request = Request {
@@ -67,7 +67,8 @@ fn has_vectors_for_every_defect_and_enough_of_them() {
 fn has_a_vector_for_every_reason_that_flags_can_bring_about() {
     let seen: BTreeSet<_> = vectors().into_iter().map(|vector| vector.reason).collect();
     // Facts that flags always give, and a fault that no input may bring about.
-    let out_of_reach = [Reason::ClusterDnsUnknown, Reason::ClusterDomainUnknown, Reason::Fault];
+    let out_of_reach =
+        [Reason::ClusterDnsUnknown, Reason::ClusterDomainUnknown, Reason::ResolversUnknown, Reason::Fault];
     for reason in Reason::ALL.iter().filter(|reason| !out_of_reach.contains(reason)) {
         assert!(seen.contains(reason.label()), "{}", reason.label());
     }
@@ -76,7 +77,7 @@ fn has_a_vector_for_every_reason_that_flags_can_bring_about() {
 #[test]
 fn leaves_pods_alone_while_a_fact_is_not_known() {
     let vector = &vectors()[0];
-    let Settings { policy, facts, .. } = settings(vector);
+    let Settings { policy, given: facts, .. } = settings(vector);
     let request = Request::create_pod("shop", &vector.pod);
     assert_eq!(admit(&policy, &facts, &request).reason, Reason::Injected);
 
@@ -84,6 +85,11 @@ fn leaves_pods_alone_while_a_fact_is_not_known() {
     without.cluster_dns.clear();
     let decision = admit(&policy, &without, &request);
     assert_eq!((decision.reason, decision.patch.0.len()), (Reason::ClusterDnsUnknown, 0));
+    assert_eq!(decision.warnings.len(), 1);
+
+    let watched = nodestub_webhook::admit::Policy { min_ready_percent: 1, ..policy.clone() };
+    let decision = admit(&watched, &facts, &request);
+    assert_eq!((decision.reason, decision.patch.0.len()), (Reason::ResolversUnknown, 0));
     assert_eq!(decision.warnings.len(), 1);
 
     let without = nodestub_webhook::admit::Facts { cluster_domain: None, ..facts };
@@ -94,7 +100,7 @@ fn leaves_pods_alone_while_a_fact_is_not_known() {
 
 #[test]
 fn stops_at_the_first_search_domain_that_has_no_room() {
-    let Settings { policy, facts, .. } = settings(&vectors()[0]);
+    let Settings { policy, given: facts, .. } = settings(&vectors()[0]);
     let long = |index: usize| format!("{index}.{}", ["a"; 100].join("."));
     let own: Vec<_> = (0..10).map(long).chain(["short.example".to_owned()]).collect();
     let pod = json!({"metadata": {}, "spec": {"dnsConfig": {"searches": own}}});

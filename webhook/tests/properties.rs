@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use common::{apply, check_injected};
 use nodestub_webhook::admit::options::DnsOption;
 use nodestub_webhook::admit::reason::{MAX_WARNING_BYTES, MAX_WARNINGS};
-use nodestub_webhook::admit::{Facts, Fallback, Namespace, Overrides, Policy, Reason, Request, admit, keys};
+use nodestub_webhook::admit::{
+    Facts, Fallback, Namespace, Overrides, Policy, Reason, Request, Share, admit, keys,
+};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -139,6 +141,8 @@ fn any_setting() -> impl Strategy<Value = (Policy, Facts)> {
                     ..Overrides::default()
                 },
                 leave_alone: Vec::new(),
+                min_ready_percent: 0,
+                rollout: Share::ALL,
             };
             let namespace = Namespace {
                 labels: BTreeMap::from([(keys::INJECT.to_owned(), "enabled".to_owned())]),
@@ -149,7 +153,8 @@ fn any_setting() -> impl Strategy<Value = (Policy, Facts)> {
                 cluster_domain: Some("cluster.local".parse().unwrap()),
                 host_searches: searches.map(|all| all.iter().map(|one| one.parse().unwrap()).collect()),
                 fail_open_everywhere: fail_open,
-                namespaces: BTreeMap::from([("shop".to_owned(), namespace)]),
+                resolvers: None,
+                namespaces: BTreeMap::from([("shop".to_owned(), std::sync::Arc::new(namespace))]),
             };
             (policy, facts)
         },
@@ -225,5 +230,42 @@ proptest! {
         if pod["spec"]["hostNetwork"] == true || !facts.fail_open_everywhere {
             prop_assert!(facts.cluster_dns.iter().any(|one| injection.nameservers.contains(&one.to_string())));
         }
+    }
+
+    #[test]
+    fn gives_a_workload_the_same_answer_in_every_rollout_and_takes_none_back(
+        name in "[a-z]([a-z0-9-]{0,40}[a-z0-9])?", namespace in "[a-z]{1,20}",
+        (policy, facts) in any_setting(), hashes in prop::collection::vec("[a-z0-9]{5,10}", 20)
+    ) {
+        let answers = |share: u8| -> Vec<bool> {
+            let mut of_namespace = (*facts.namespaces["shop"]).clone();
+            of_namespace.annotations.insert(keys::ROLLOUT.to_owned(), format!("{share}%"));
+            let mut facts = facts.clone();
+            facts.namespaces = BTreeMap::from([(namespace.clone(), std::sync::Arc::new(of_namespace))]);
+            let answer = |hash: &String| {
+                let set = format!("{name}-{hash}");
+                let owner = json!({"kind": "ReplicaSet", "name": set, "uid": hash, "controller": true});
+                let pod = json!({
+                    "metadata": {
+                        "generateName": format!("{set}-"),
+                        "labels": {"pod-template-hash": hash},
+                        "ownerReferences": [owner],
+                    },
+                    "spec": {},
+                });
+                let reason = admit(&policy, &facts, &Request::create_pod(&namespace, &pod)).reason;
+                assert!([Reason::Injected, Reason::NotInRollout].contains(&reason), "{reason:?}");
+                reason == Reason::Injected
+            };
+            hashes.iter().map(answer).collect()
+        };
+        let mut before = false;
+        for share in [0, 1, 10, 25, 50, 75, 99, 100] {
+            let answers = answers(share);
+            prop_assert!(answers.iter().all(|one| *one == answers[0]), "{share}%");
+            prop_assert!(answers[0] || !before, "{share}% took it back");
+            before = answers[0];
+        }
+        prop_assert!(before && !answers(0)[0]);
     }
 }

@@ -17,6 +17,7 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use super::facts::Facts;
+use super::hash::fnv1a;
 use super::names::Domain;
 use super::options::DnsOption;
 use super::pod::Pod;
@@ -49,11 +50,7 @@ impl Injection {
     /// It tells pods of an older configuration apart; it is no protection against forgery.
     #[must_use]
     pub fn revision(&self) -> String {
-        let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-        for byte in self.to_string().bytes() {
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-        format!("{hash:016x}")
+        format!("{:016x}", fnv1a(self.to_string().bytes()))
     }
 }
 

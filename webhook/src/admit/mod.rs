@@ -13,7 +13,9 @@
 //! did the namespace opt in? namespace_unknown, namespace_disabled, namespace_not_enabled
 //! does a resolver run there? windows, node_without_resolver
 //! did the user choose?      policy_*, host_network_*, host_net_*
-//! do we know enough?        cluster_dns_unknown, cluster_domain_unknown
+//! is it its turn?           not_in_rollout
+//! do we know enough?        cluster_dns_unknown, cluster_domain_unknown, resolvers_unknown
+//! are resolvers there?      few_resolvers_ready
 //! then                      injected
 //! ```
 //!
@@ -22,6 +24,7 @@
 
 pub mod compose;
 pub mod facts;
+mod hash;
 pub mod names;
 pub mod options;
 mod overrides;
@@ -30,16 +33,18 @@ pub mod pod;
 pub mod policy;
 pub mod reason;
 pub mod request;
+pub mod rollout;
 pub mod selector;
 
 pub use compose::Injection;
-pub use facts::{Facts, Namespace};
+pub use facts::{Facts, Namespace, Resolvers};
 pub use names::Domain;
 pub use options::DnsOption;
 pub(crate) use overrides::is_usable;
 pub use policy::{Fallback, Overrides, Policy};
 pub use reason::{Place, Reason, Warning};
 pub use request::{Operation, Request};
+pub use rollout::{Share, Workload};
 pub use selector::PodSelector;
 
 use compose::{Levels, compose};
@@ -66,14 +71,16 @@ pub mod keys {
     pub const FALLBACK: &str = "nodestub.io/fallback";
     /// Annotation: other addresses of the node's resolver.
     pub const LOCAL_ADDRESS: &str = "nodestub.io/local-address";
+    /// Annotation of a namespace: the share of its workloads that are injected, such as `25%`.
+    pub const ROLLOUT: &str = "nodestub.io/rollout";
     /// Written by us: `injected`.
     pub const STATUS: &str = "nodestub.io/status";
     /// Written by us: a hash of what was injected.
     pub const REVISION: &str = "nodestub.io/revision";
 
     /// Keys whose values can be bad, for the metric; `other` stands for keys that do not exist.
-    pub const CHECKED: [&str; 8] =
-        [INJECT, INJECT_ALIAS, NDOTS, OPTIONS, SEARCHES, FALLBACK, LOCAL_ADDRESS, "other"];
+    pub const CHECKED: [&str; 9] =
+        [INJECT, INJECT_ALIAS, NDOTS, OPTIONS, SEARCHES, FALLBACK, LOCAL_ADDRESS, ROLLOUT, "other"];
 }
 
 const ENABLED: &str = "enabled";
@@ -146,6 +153,7 @@ fn decide(
     let namespace = opted_in(facts, request.namespace, warnings)?;
     resolver_runs_there(policy, &pod)?;
     user_left_it_to_the_cluster(&pod)?;
+    its_turn(policy, namespace, request.namespace, &pod, warnings)?;
     if facts.cluster_dns.is_empty() {
         warnings.push(Warning::FactUnknown { fact: "the address of the cluster DNS" });
         return left(Reason::ClusterDnsUnknown, "");
@@ -154,6 +162,7 @@ fn decide(
         warnings.push(Warning::FactUnknown { fact: "the cluster's domain" });
         return left(Reason::ClusterDomainUnknown, "");
     };
+    resolvers_ready(policy, facts, warnings)?;
     let of_namespace = namespace.annotations.iter().map(|(key, value)| (key.as_str(), value.as_str()));
     let levels = Levels {
         namespace: overrides::read(of_namespace, Place::Namespace, facts.fail_open_everywhere, warnings),
@@ -248,6 +257,37 @@ fn user_left_it_to_the_cluster(pod: &Pod) -> Result<(), Left> {
         (DnsPolicy::None, _) => left(Reason::PolicyNone, ""),
         (DnsPolicy::Unknown, _) => left(Reason::PolicyUnknown, ""),
     }
+}
+
+fn its_turn(
+    policy: &Policy,
+    namespace: &Namespace,
+    name: &str,
+    pod: &Pod,
+    warnings: &mut Vec<Warning>,
+) -> Result<(), Left> {
+    let share = overrides::rollout(namespace, warnings).unwrap_or(policy.rollout);
+    let workload = Workload::of(pod);
+    if share.takes(name, &workload) {
+        return Ok(());
+    }
+    left(Reason::NotInRollout, format!("{} {share} without {workload}", keys::ROLLOUT))
+}
+
+fn resolvers_ready(policy: &Policy, facts: &Facts, warnings: &mut Vec<Warning>) -> Result<(), Left> {
+    let min_percent = policy.min_ready_percent;
+    if min_percent == 0 {
+        return Ok(());
+    }
+    let Some(resolvers) = facts.resolvers else {
+        warnings.push(Warning::FactUnknown { fact: "how many nodes have a ready resolver" });
+        return left(Reason::ResolversUnknown, "");
+    };
+    if resolvers.reach(min_percent) {
+        return Ok(());
+    }
+    warnings.push(Warning::FewResolversReady { resolvers, min_percent });
+    left(Reason::FewResolversReady, format!("{resolvers} ready, {min_percent}% wanted"))
 }
 
 fn left<T>(reason: Reason, rule: impl Into<String>) -> Result<T, Left> {

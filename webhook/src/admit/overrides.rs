@@ -6,11 +6,13 @@
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use super::facts::Namespace;
 use super::keys;
 use super::names::Domain;
 use super::options::{ALLOWED_OPTIONS, DnsOption, NDOTS, number};
 use super::policy::{ALLOWED_FALLBACKS, Fallback, Overrides};
 use super::reason::{Place, Warning};
+use super::rollout::{ALLOWED_SHARES, Share};
 
 /// The most local addresses of one pod: a third would leave no room for a fallback.
 const MAX_LOCAL_ADDRESSES: usize = 2;
@@ -53,10 +55,22 @@ pub(super) fn read<'a>(
             },
             // Read elsewhere, or written by us.
             keys::INJECT | keys::STATUS | keys::REVISION => {}
+            keys::ROLLOUT if place == Place::Namespace => {}
             other => warnings.push(Warning::UnknownAnnotation { place, key: other.to_owned() }),
         }
     }
     overrides
+}
+
+/// The share of workloads that the namespace asks for.
+pub(super) fn rollout(namespace: &Namespace, warnings: &mut Vec<Warning>) -> Option<Share> {
+    let value = namespace.annotations.get(keys::ROLLOUT)?;
+    let share = value.parse().ok();
+    if share.is_none() {
+        let (place, key, value) = (Place::Namespace, keys::ROLLOUT, value.clone());
+        warnings.push(Warning::BadValue { place, key, value, allowed: ALLOWED_SHARES });
+    }
+    share
 }
 
 /// Whether the address can be a nameserver's: neither "any" nor for many.

@@ -80,6 +80,25 @@ impl Pod {
         self.metadata.annotations.iter().flatten().map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
+    /// Its name; none while the API server has yet to make one up.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.metadata.name.as_deref().filter(|name| !name.is_empty())
+    }
+
+    /// What its name will begin with; empty where it has none of that.
+    #[must_use]
+    pub fn generate_name(&self) -> &str {
+        self.metadata.generate_name.as_deref().unwrap_or("")
+    }
+
+    /// Kind and name of what controls the pod.
+    #[must_use]
+    pub fn controller(&self) -> Option<(&str, &str)> {
+        let owner = self.metadata.owner_references.iter().flatten().find(|owner| owner.controller)?;
+        Some((owner.kind.as_str(), owner.name.as_str()))
+    }
+
     /// The value of a key in `spec.nodeSelector`.
     #[must_use]
     pub fn node_selector(&self, key: &str) -> Option<&str> {
@@ -175,9 +194,23 @@ impl fmt::Display for NotAPod {
 impl std::error::Error for NotAPod {}
 
 #[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Metadata {
+    name: Option<String>,
+    generate_name: Option<String>,
+    owner_references: Option<Vec<Owner>>,
     labels: Option<BTreeMap<String, String>>,
     annotations: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Owner {
+    #[serde(default)]
+    kind: String,
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    controller: bool,
 }
 
 #[derive(Debug, Deserialize)]

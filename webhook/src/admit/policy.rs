@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use super::names::Domain;
 use super::options::DnsOption;
+use super::rollout::Share;
 use super::selector::PodSelector;
 
 /// Namespaces that are never touched: a cluster must be able to start without us.
@@ -22,6 +23,10 @@ pub struct Policy {
     pub defaults: Overrides,
     /// Pods that run where no resolver listens.
     pub leave_alone: Vec<PodSelector>,
+    /// Percent of nodes whose resolver must be ready; below it pods are left alone. 0: that is not looked at.
+    pub min_ready_percent: u8,
+    /// The share of workloads in namespaces that do not say otherwise.
+    pub rollout: Share,
 }
 
 /// The settings of one level: the webhook's defaults, a namespace's annotations or a pod's.

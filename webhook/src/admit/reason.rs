@@ -4,6 +4,8 @@
 
 use std::fmt;
 
+use super::facts::Resolvers;
+
 /// Why the pod was injected, or why it was left as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Reason {
@@ -55,13 +57,19 @@ pub enum Reason {
     ClusterDnsUnknown,
     /// The cluster's domain is not known.
     ClusterDomainUnknown,
+    /// It is not known how many nodes have a ready resolver.
+    ResolversUnknown,
+    /// Too few nodes have a ready resolver.
+    FewResolversReady,
+    /// The pod's workload is not in its namespace's share.
+    NotInRollout,
     /// Something broke in the webhook itself.
     Fault,
 }
 
 impl Reason {
     /// All of them, for whoever registers metrics.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 28] = [
         Self::Injected,
         Self::NotCreate,
         Self::NotAPod,
@@ -86,6 +94,9 @@ impl Reason {
         Self::HostNetPolicyWithoutHostNetwork,
         Self::ClusterDnsUnknown,
         Self::ClusterDomainUnknown,
+        Self::ResolversUnknown,
+        Self::FewResolversReady,
+        Self::NotInRollout,
         Self::Fault,
     ];
 
@@ -117,6 +128,9 @@ impl Reason {
             Self::HostNetPolicyWithoutHostNetwork => "host_net_policy_without_host_network",
             Self::ClusterDnsUnknown => "cluster_dns_unknown",
             Self::ClusterDomainUnknown => "cluster_domain_unknown",
+            Self::ResolversUnknown => "resolvers_unknown",
+            Self::FewResolversReady => "few_resolvers_ready",
+            Self::NotInRollout => "not_in_rollout",
             Self::Fault => "fault",
         }
     }
@@ -151,6 +165,9 @@ impl Reason {
             }
             Self::ClusterDnsUnknown => "the address of the cluster DNS is not known",
             Self::ClusterDomainUnknown => "the cluster's domain is not known",
+            Self::ResolversUnknown => "it is not known how many nodes have a ready resolver",
+            Self::FewResolversReady => "too few nodes have a ready resolver",
+            Self::NotInRollout => "the workload is not in the share that its namespace asks for",
             Self::Fault => "something broke in the webhook; the pod is left as it is",
         }
     }
@@ -232,6 +249,13 @@ pub enum Warning {
         /// Which.
         fact: &'static str,
     },
+    /// Too few nodes have a ready resolver.
+    FewResolversReady {
+        /// How many have.
+        resolvers: Resolvers,
+        /// How many must, in percent.
+        min_percent: u8,
+    },
     /// The pod cannot be read.
     UnreadablePod {
         /// Why.
@@ -251,7 +275,7 @@ const MAX_QUOTED_CHARACTERS: usize = 40;
 
 impl Warning {
     /// All labels, for whoever registers metrics.
-    pub const LABELS: [&'static str; 11] = [
+    pub const LABELS: [&'static str; 12] = [
         "bad_value",
         "unknown_annotation",
         "fallback_refused",
@@ -261,6 +285,7 @@ impl Warning {
         "option_kept",
         "host_searches_unknown",
         "fact_unknown",
+        "few_resolvers_ready",
         "unreadable_pod",
         "fault",
     ];
@@ -278,6 +303,7 @@ impl Warning {
             Self::OptionKept { .. } => "option_kept",
             Self::HostSearchesUnknown => "host_searches_unknown",
             Self::FactUnknown { .. } => "fact_unknown",
+            Self::FewResolversReady { .. } => "few_resolvers_ready",
             Self::UnreadablePod { .. } => "unreadable_pod",
             Self::Fault => "fault",
         }
@@ -345,6 +371,10 @@ impl fmt::Display for Warning {
                 f.write_str("the nodes' own search domains are not known and will be missing")
             }
             Self::FactUnknown { fact } => write!(f, "the pod is left as it is: {fact} is not known"),
+            Self::FewResolversReady { resolvers, min_percent } => write!(
+                f,
+                "the pod is left as it is: {resolvers} nodes have a ready resolver, and {min_percent}% must"
+            ),
             Self::UnreadablePod { cause } => {
                 write!(
                     f,
