@@ -68,6 +68,8 @@ pub struct CertificatesArgs {
 pub struct ServeArgs {
     #[command(flatten)]
     decision: DecisionArgs,
+    #[command(flatten)]
+    namespaces: NamespaceArgs,
     /// Where facts come from that no flag gives: `flags` (nowhere else) or `cluster` (found there, and watched)
     #[arg(long, env = "NODESTUB_FACTS_FROM", value_enum, default_value_t = FactsFrom::Flags)]
     facts_from: FactsFrom,
@@ -96,6 +98,7 @@ pub struct ServeArgs {
 }
 
 /// What decisions depend on: the operator's choices, and facts that the operator gives. Shared with `explain`.
+/// Namespaces apart.
 #[derive(Debug, Args)]
 pub struct DecisionArgs {
     /// Address of the resolver on each node (repeatable: one for each family, the preferred first)
@@ -113,17 +116,6 @@ pub struct DecisionArgs {
     /// The cluster's domain, such as cluster.local (unset: found in the cluster, never guessed)
     #[arg(long, env = "NODESTUB_CLUSTER_DOMAIN", value_name = "DOMAIN")]
     cluster_domain: Option<Domain>,
-    /// A namespace and its labels: NAME[:LABEL=VALUE[,LABEL=VALUE]...] (repeatable; in the environment, with `;` between)
-    #[arg(long, env = "NODESTUB_NAMESPACE", value_name = "NAME:LABELS", value_delimiter = ';')]
-    namespace: Vec<NamespaceLabels>,
-    /// An annotation of such a namespace: NAME:KEY=VALUE (repeatable; in the environment, one on each line)
-    #[arg(
-        long,
-        env = "NODESTUB_NAMESPACE_ANNOTATION",
-        value_name = "NAME:KEY=VALUE",
-        value_delimiter = '\n'
-    )]
-    namespace_annotation: Vec<NamespaceAnnotation>,
     /// A search domain of the nodes' own resolv.conf (repeatable; `none` when they have none; unset: not known, and pods are told so)
     #[arg(long, env = "NODESTUB_HOST_SEARCH", value_name = "DOMAIN", value_delimiter = ',')]
     host_search: Option<Vec<Domain>>,
@@ -159,6 +151,22 @@ pub struct DecisionArgs {
     /// The namespace that the webhook lives in; its pods are left alone
     #[arg(long, env = "NODESTUB_OWN_NAMESPACE", value_name = "NAME", default_value = "nodestub-system")]
     own_namespace: String,
+}
+
+/// Namespaces, where nobody watches them.
+#[derive(Debug, Args)]
+struct NamespaceArgs {
+    /// A namespace and its labels: NAME[:LABEL=VALUE[,LABEL=VALUE]...] (repeatable; in the environment, with `;` between)
+    #[arg(long, env = "NODESTUB_NAMESPACE", value_name = "NAME:LABELS", value_delimiter = ';')]
+    namespace: Vec<NamespaceLabels>,
+    /// An annotation of such a namespace: NAME:KEY=VALUE (repeatable; in the environment, one on each line)
+    #[arg(
+        long,
+        env = "NODESTUB_NAMESPACE_ANNOTATION",
+        value_name = "NAME:KEY=VALUE",
+        value_delimiter = '\n'
+    )]
+    namespace_annotation: Vec<NamespaceAnnotation>,
 }
 
 /// Where facts come from that no flag gives.
@@ -213,7 +221,11 @@ impl ServeArgs {
     /// # Errors
     /// When a required flag is missing, or flags contradict each other.
     pub fn settings(self) -> Result<Settings, ArgsError> {
-        let (policy, given) = self.decision.split(self.facts_from)?;
+        let (policy, mut given) = self.decision.split(self.facts_from)?;
+        if self.facts_from == FactsFrom::Cluster && !self.namespaces.namespace.is_empty() {
+            return Err(ArgsError::NamespacesTwice);
+        }
+        given.namespaces = namespaces(self.namespaces.namespace, self.namespaces.namespace_annotation)?;
         let Some(certificates) = self.certificates else { return Err(ArgsError::Missing("--certificates")) };
         Ok(Settings {
             policy,
@@ -231,6 +243,12 @@ impl ServeArgs {
 }
 
 impl DecisionArgs {
+    /// The namespace that the webhook lives in.
+    #[cfg(feature = "kube")]
+    pub(crate) fn own_namespace(&self) -> &str {
+        &self.own_namespace
+    }
+
     /// Sorts the flags into what the operator chose and what they say of the cluster.
     ///
     /// # Errors
@@ -262,7 +280,7 @@ impl DecisionArgs {
             host_searches: self.host_search.map(or_none),
             fail_open_everywhere: self.fail_open_everywhere,
             resolvers: self.resolvers,
-            namespaces: namespaces(self.namespace, self.namespace_annotation)?,
+            namespaces: BTreeMap::new(),
         };
         Ok((policy, facts))
     }
@@ -282,7 +300,6 @@ impl DecisionArgs {
                 return Err(ArgsError::Missing("--resolvers"));
             }
             FactsFrom::Cluster if cfg!(not(feature = "kube")) => return Err(ArgsError::NoClient),
-            FactsFrom::Cluster if !self.namespace.is_empty() => return Err(ArgsError::NamespacesTwice),
             FactsFrom::Flags | FactsFrom::Cluster => {}
         }
         if let Some(domain) = &self.cluster_domain
@@ -395,11 +412,13 @@ fn namespaces(
     Ok(namespaces.into_iter().map(|(name, namespace)| (name, Arc::new(namespace))).collect())
 }
 
-/// The value of `--namespace`.
+/// A namespace and its labels: `NAME[:LABEL=VALUE[,LABEL=VALUE]...]`.
 #[derive(Debug, Clone)]
-struct NamespaceLabels {
-    name: String,
-    labels: BTreeMap<String, String>,
+pub struct NamespaceLabels {
+    /// Its name.
+    pub name: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
 }
 
 impl std::str::FromStr for NamespaceLabels {
@@ -438,7 +457,7 @@ fn namespace_name(name: &str) -> Result<String, String> {
     if is_label(name) { Ok(name.to_owned()) } else { Err(format!("{name:?} is not a namespace's name")) }
 }
 
-fn pair(text: &str) -> Result<(String, String), String> {
+pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err(format!("{text:?} is not KEY=VALUE")),

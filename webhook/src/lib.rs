@@ -9,8 +9,8 @@
 //! admit       the decision: pure, total, a reason on every path
 //! ```
 //!
-//! Beside it: [`facts`] (what is known of the cluster, and how), [`args`] (flags to types), [`metrics`], and
-//! [`app`], the one file that knows every part.
+//! Beside it: [`facts`] (what is known of the cluster, and how), [`args`] (flags to types), [`metrics`], [`explain`]
+//! (what `kubectl nodestub explain` says), and [`app`], the one file of the webhook that knows every part.
 //!
 //! The Kubernetes client is there with the feature `kube`, which is on by default; without it facts come from flags.
 #![forbid(unsafe_code)]
@@ -19,6 +19,7 @@ pub mod admission;
 pub mod admit;
 pub mod app;
 pub mod args;
+pub mod explain;
 pub mod facts;
 pub mod listen;
 pub mod metrics;
