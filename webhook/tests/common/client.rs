@@ -31,6 +31,11 @@ pub(crate) struct Webhook {
 impl Webhook {
     /// Starts it with certificates in that folder and further flags, on ports that the kernel chooses.
     pub(crate) fn start(folder: &Path, flags: &[String]) -> Self {
+        Self::start_with(folder, flags, &[])
+    }
+
+    /// The same, with variables in its environment.
+    pub(crate) fn start_with(folder: &Path, flags: &[String], variables: &[(&str, &str)]) -> Self {
         let ports = folder.join("ports");
         let mut process = Command::new(env!("CARGO_BIN_EXE_nodestub-webhook"))
             .args(["--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", "--log-format=json"])
@@ -39,6 +44,7 @@ impl Webhook {
             .arg("--certificates")
             .arg(folder)
             .args(flags)
+            .envs(variables.iter().copied())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -203,7 +209,7 @@ pub(crate) fn read_response(stream: &mut impl Read) -> Response {
 /// Issues certificates with the real binary.
 pub(crate) fn issue_certificates(folder: &Path) {
     let done = Command::new(env!("CARGO_BIN_EXE_nodestub-webhook"))
-        .args(["certificates", "--cluster-domain=cluster.local", "--folder"])
+        .args(["certificates", "--cluster-domain=cluster.local", "--ip=127.0.0.1", "--folder"])
         .arg(folder)
         .output()
         .unwrap();

@@ -7,6 +7,8 @@
 )]
 #![allow(dead_code, clippy::allow_attributes, reason = "each test binary uses its own part")]
 
+#[cfg(feature = "kube")]
+pub(crate) mod api;
 pub(crate) mod client;
 
 use serde_json::{Value, json};
@@ -145,7 +147,7 @@ pub(crate) fn check_injected(name: &str, pod: &Value, patched: &Value) {
 }
 
 /// The pod without what the webhook may touch, and without the parents that it may have made.
-fn without_ours(pod: &Value) -> Value {
+pub(crate) fn without_ours(pod: &Value) -> Value {
     let mut pod = pod.clone();
     let spec = pod["spec"].as_object_mut().unwrap();
     spec.remove("dnsPolicy");
