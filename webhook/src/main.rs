@@ -29,7 +29,9 @@ fn main() -> ExitCode {
 
 /// Logs go to standard error; `NODESTUB_LOG` chooses what is logged, such as `warn` or `nodestub_webhook=debug`.
 fn start_logging(format: LogFormat) {
-    let filter = EnvFilter::try_from_env("NODESTUB_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    // The client logs each try; what a failure means for us is said once, by `facts`.
+    let usual = || EnvFilter::new("info,kube_client=off,kube_runtime=off");
+    let filter = EnvFilter::try_from_env("NODESTUB_LOG").unwrap_or_else(|_| usual());
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Text => logs.with_ansi(false).init(),

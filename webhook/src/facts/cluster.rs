@@ -164,6 +164,8 @@ impl World {
 struct Heard {
     source: &'static str,
     change: Result<Change, watcher::Error>,
+    /// The API server's words, where it refuses to tell.
+    refusal: Option<String>,
 }
 
 type Change = Box<dyn FnOnce(&mut World) + Send>;
@@ -242,14 +244,18 @@ where
         Event::Delete(object) => Told::Gone(key(&object)),
     };
     let events = events.default_backoff().map(move |event| {
+        let mut refusal = None;
         let told = match event {
             Ok(event) => Ok(told(event)),
             // Without namespaces nothing can be decided: that is waited for.
-            Err(error) if source != NAMESPACES && is_refusal(&error) => Ok(Told::Refused),
+            Err(error) if source != NAMESPACES && is_refusal(&error) => {
+                refusal = Some(in_one_line(&error));
+                Ok(Told::Refused)
+            }
             Err(error) => Err(error),
         };
         let change = told.map(|told| -> Change { Box::new(move |world| place(world).hear(told)) });
-        Heard { source, change }
+        Heard { source, change, refusal }
     });
     events.boxed()
 }
@@ -306,11 +312,20 @@ impl Keeper {
         loop {
             // Watches never end by themselves; should they, the last snapshot stays.
             let Some(batch) = batches.next().await else { std::future::pending().await };
-            for Heard { source, change } in batch {
+            for Heard { source, change, refusal } in batch {
                 match change {
                     Ok(change) => {
                         change(&mut world);
-                        if failing.remove(source).is_some() {
+                        if let Some(error) = refusal {
+                            self.metrics.watch_failed(source);
+                            if failing.insert(source, error.clone()).as_ref() != Some(&error) {
+                                tracing::warn!(
+                                    source,
+                                    error,
+                                    "the API server refuses a watch; it tells nothing new"
+                                );
+                            }
+                        } else if failing.remove(source).is_some() {
                             tracing::info!(source, "the API server answers again");
                         }
                     }

@@ -7,7 +7,7 @@
 //!                                                      └─> publish: ConfigMap for the resolvers
 //! ```
 //!
-//! [`find`] is pure. Decisions get one immutable [`Snapshot`] each; a new one takes its place as a whole. When the
+//! [`find()`] is pure. Decisions get one immutable [`Snapshot`] each; a new one takes its place as a whole. When the
 //! API server cannot be reached, nothing new is seen, and the last snapshot stays.
 //!
 //! Only [`cluster`] and [`publish`] need the Kubernetes client (feature `kube`).
