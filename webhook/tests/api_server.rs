@@ -382,6 +382,48 @@ fn any_pod() -> impl Strategy<Value = Value> {
 }
 
 #[test]
+fn never_stops_a_pod_from_being_created() {
+    let _alone = ALONE.lock();
+    let Some(kubeconfig) = kubeconfig("faults") else { return };
+    let api = ApiServer::connect(&kubeconfig);
+    let flags = ["--cluster-dns=10.96.0.10", "--cluster-domain=cluster.local"].map(str::to_owned);
+    let (home, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    issue_certificates(home.path());
+    issue_certificates(other.path());
+    api.namespace("nodestub-faults", &json!({"nodestub.io/inject": "enabled"}), &json!({}));
+    let pod = complete(&json!({"metadata": {"name": "web"}, "spec": {}})).unwrap();
+    let until_as_it_was = |what: &str| {
+        until(what, || {
+            let reply = api.create("nodestub-faults", &pod, true);
+            assert_eq!(reply.status, 201, "{what}: {reply:?}");
+            reply.body["spec"]["dnsPolicy"] == "ClusterFirst"
+        });
+    };
+
+    let webhook = start(&home, &kubeconfig, &flags);
+    let registered = api.register_as_it_is(&webhook, shipped());
+    until_injected(&api, "nodestub-faults");
+    webhook.signal(rustix::process::Signal::STOP);
+    until_as_it_was("a webhook that does not answer");
+    webhook.signal(rustix::process::Signal::CONT);
+    until_injected(&api, "nodestub-faults");
+    drop(webhook);
+    until_as_it_was("a webhook that is dead");
+    drop(registered);
+
+    let webhook = start(&other, &kubeconfig, &flags);
+    let failures = || webhook.count("nodestub_webhook_connection_failures_total{cause=\"handshake\"}");
+    let before = failures();
+    std::fs::copy(home.path().join("ca.crt"), other.path().join("ca.crt")).unwrap();
+    let _registered = api.register_as_it_is(&webhook, shipped());
+    until("a handshake that fails", || {
+        until_as_it_was("a webhook that is not trusted");
+        failures() > before
+    });
+    api.delete("/api/v1/namespaces/nodestub-faults");
+}
+
+#[test]
 fn finds_facts_in_the_cluster_follows_them_and_tells_resolvers() {
     const SERVICE: &str = "/api/v1/namespaces/kube-system/services/kube-dns";
     const COREFILE: &str = "/api/v1/namespaces/kube-system/configmaps/coredns";

@@ -90,7 +90,11 @@ impl ApiServer {
     pub(crate) fn namespace(&self, name: &str, labels: &Value, annotations: &Value) {
         let metadata = json!({"name": name, "labels": labels, "annotations": annotations});
         let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata});
-        self.apply(&format!("/api/v1/namespaces/{name}"), &object);
+        let path = format!("/api/v1/namespaces/{name}");
+        // An earlier test may have sent it away.
+        let is_ending = |found: &Value| found["metadata"].get("deletionTimestamp").is_some();
+        until("the end of an old namespace", || !self.get(&path).as_ref().is_some_and(is_ending));
+        self.apply(&path, &object);
         let account = format!("/api/v1/namespaces/{name}/serviceaccounts/default");
         until("the default ServiceAccount", || self.get(&account).is_some());
     }
@@ -109,12 +113,19 @@ impl ApiServer {
     /// Registers the webhooks of a configuration with another process and with `failurePolicy: Fail`, so that a
     /// call that does not come through is seen.
     pub(crate) fn register<'a>(&'a self, webhook: &Webhook, mut webhooks: Value) -> Registered<'a> {
+        for one in webhooks.as_array_mut().unwrap() {
+            one["failurePolicy"] = json!("Fail");
+            one["timeoutSeconds"] = json!(10);
+        }
+        self.register_as_it_is(webhook, webhooks)
+    }
+
+    /// Registers the webhooks of a configuration with nothing changed but where they are, and whom to trust.
+    pub(crate) fn register_as_it_is<'a>(&'a self, webhook: &Webhook, mut webhooks: Value) -> Registered<'a> {
         let authority = std::fs::read(webhook.folder.join("ca.crt")).unwrap();
         let url = format!("https://127.0.0.1:{}/mutate", webhook.admission.port());
         for one in webhooks.as_array_mut().unwrap() {
             one["clientConfig"] = json!({"url": url, "caBundle": k8s_openapi::ByteString(authority.clone())});
-            one["failurePolicy"] = json!("Fail");
-            one["timeoutSeconds"] = json!(10);
         }
         let object = json!({
             "apiVersion": "admissionregistration.k8s.io/v1",
