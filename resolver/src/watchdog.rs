@@ -2,7 +2,7 @@
 //!
 //! So a thread of its own asks the daemon, through the kernel, by UDP, at each listening address, for a name that only
 //! this process knows: 128 random bits. The question goes the whole way (a worker thread, the queue, the slow side) and
-//! never to an upstream. When nothing comes for [`TRIES`] tries in a row, the process ends, which closes its sockets.
+//! never to an upstream. When nothing comes for five tries in a row, the process ends, which closes its sockets.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
