@@ -18,7 +18,13 @@ pub(crate) const HANG: Duration = Duration::from_secs(60);
 pub(crate) struct UdpLoad {
     stop: Arc<AtomicBool>,
     clients: Vec<JoinHandle<Tally>>,
-    answered: Arc<AtomicU64>,
+    counts: Arc<Counts>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    sent: AtomicU64,
+    answered: AtomicU64,
 }
 
 /// What became of them.
@@ -36,25 +42,25 @@ impl UdpLoad {
     /// `clients` clients in `net`, which together send `rate` queries a second for `names` to `server`.
     pub(crate) fn start(net: &Netns, server: SocketAddr, names: &[String], clients: u32, rate: u32) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let answered = Arc::new(AtomicU64::new(0));
+        let counts = Arc::<Counts>::default();
         let pause = Duration::from_secs(1) * clients / rate;
         let clients = (0..clients).map(|_| {
-            let (names, stop, answered) = (names.to_vec(), Arc::clone(&stop), Arc::clone(&answered));
-            net.run(move || std::thread::spawn(move || client(server, &names, pause, &stop, &answered)))
+            let (names, stop, counts) = (names.to_vec(), Arc::clone(&stop), Arc::clone(&counts));
+            net.run(move || std::thread::spawn(move || client(server, &names, pause, &stop, &counts)))
                 .unwrap()
         });
         let clients = clients.collect();
-        Self { stop, clients, answered }
+        Self { stop, clients, counts }
     }
 
     /// Waits until that many more queries have been answered.
     pub(crate) fn wait_for(&self, more: u64) {
-        let wanted = self.answered.load(SeqCst) + more;
-        let end = Instant::now() + HANG;
-        while self.answered.load(SeqCst) < wanted {
-            assert!(Instant::now() < end, "nobody answers any more");
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        wait(&self.counts.answered, more);
+    }
+
+    /// Waits until that many more have been sent, answered or not.
+    pub(crate) fn wait_until_sent(&self, more: u64) {
+        wait(&self.counts.sent, more);
     }
 
     /// Sends no more, waits for the last answers, and adds up.
@@ -71,19 +77,28 @@ impl UdpLoad {
     }
 }
 
+fn wait(count: &AtomicU64, more: u64) {
+    let wanted = count.load(SeqCst) + more;
+    let end = Instant::now() + HANG;
+    while count.load(SeqCst) < wanted {
+        assert!(Instant::now() < end, "nothing moves any more");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 fn client(
     server: SocketAddr,
     names: &[String],
     pause: Duration,
     stop: &AtomicBool,
-    answered: &AtomicU64,
+    counts: &Counts,
 ) -> Tally {
     let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").unwrap());
     socket.connect(server).unwrap();
     let open: Arc<Mutex<BTreeMap<u16, (String, Instant)>>> = Arc::default();
     let all_sent = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let reader = scope.spawn(|| read_answers(&socket, &open, &all_sent, answered));
+        let reader = scope.spawn(|| read_answers(&socket, &open, &all_sent, counts));
         let mut sent = 0;
         let mut next = Instant::now();
         for id in (0..=u16::MAX).cycle() {
@@ -96,6 +111,7 @@ fn client(
             assert!(unanswered.is_none(), "65536 queries ago, and still unanswered");
             socket.send(&bytes).unwrap();
             sent += 1;
+            counts.sent.fetch_add(1, SeqCst);
             next += pause;
             std::thread::sleep(next.saturating_duration_since(Instant::now()));
         }
@@ -110,7 +126,7 @@ fn read_answers(
     socket: &UdpSocket,
     open: &Mutex<BTreeMap<u16, (String, Instant)>>,
     all_sent: &AtomicBool,
-    answered: &AtomicU64,
+    counts: &Counts,
 ) -> (u64, Duration) {
     socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
     let (mut again, mut longest) = (0, Duration::ZERO);
@@ -128,7 +144,7 @@ fn read_answers(
                 assert_eq!(answer.rcode, "NOERROR", "{name}");
                 assert_eq!((answer.question.unwrap().0, answer.answers.len()), (name, 1));
                 longest = longest.max(asked_at.elapsed());
-                answered.fetch_add(1, SeqCst);
+                counts.answered.fetch_add(1, SeqCst);
             }
             // Nothing for now; or a port that was closed for a moment, which the end will show.
             Err(_) => {

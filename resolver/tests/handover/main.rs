@@ -19,7 +19,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nodestub_lab::dns::{Options, query};
 use nodestub_lab::upstream::{Reply, zone};
@@ -242,7 +242,7 @@ fn loses_no_query_and_no_connection_over_many_handovers_and_stays_warm() {
     let mut serving = scene.first();
     scene.warm_up();
     let asked_upstream = scene.asked_upstream();
-    let mut ttl = scene.ttl("n0.test");
+    let (warm_since, mut ttl) = (Instant::now(), scene.ttl("n0.test"));
     let udp = UdpLoad::start(&scene.net, SERVER, &names(), 6, 3000);
     let tcp: Vec<_> = (0..3).map(|_| TcpLoad::start(&scene.net, SERVER, &names(), 8)).collect();
     let mut idle = scene.net.run(|| connect(SERVER)).unwrap();
@@ -254,8 +254,12 @@ fn loses_no_query_and_no_connection_over_many_handovers_and_stays_warm() {
         let next = scene.next(&serving);
         handovers += 1;
         terminate(std::mem::replace(&mut serving, next));
+        let age = u32::try_from(warm_since.elapsed().as_secs()).unwrap();
         let left = scene.ttl("n0.test");
-        assert!(left <= ttl, "a handover has lengthened a life: {ttl} s, then {left} s");
+        assert!(
+            left <= ttl.min(3600 - age),
+            "lengthened a life: {ttl} s, then {left} s at the age of {age} s"
+        );
         ttl = left;
         // One that says nothing for a while moves as well as busy ones.
         ask_on(&mut idle, "n2.test", 2);
@@ -284,6 +288,11 @@ fn serves_again_whenever_a_newcomer_is_killed_after_a_handover() {
         let mut newcomer = scene.start("Corefile");
         wait(&newcomer, "took over");
         udp.wait_for(u64::try_from(round % 5 * 50).unwrap());
+        if round % 2 == 0 {
+            // Nobody reads for a while: what comes waits in the sockets of one who will never read it.
+            newcomer.signal(Signal::STOP).unwrap();
+            udp.wait_until_sent(50);
+        }
         newcomer.kill().unwrap();
         udp.wait_for(200);
     }
@@ -689,6 +698,15 @@ fn the_number_of_threads_may_change() {
     wait(&serving, "serving DNS");
     scene.warm_up();
     let udp = UdpLoad::start(&scene.net, SERVER, &names(), 4, 2000);
+    // One that adds a socket to the group and dies: what waits in its own queue is answered as well.
+    let mut two = on(2);
+    wait(&two, "took over");
+    udp.wait_for(200);
+    two.signal(Signal::STOP).unwrap();
+    udp.wait_until_sent(200);
+    two.signal(Signal::KILL).unwrap();
+    wait(&serving, "has died; this one serves again");
+    udp.wait_for(500);
     for count in [2, 1, 2] {
         let next = on(count);
         wait(&next, "took over");
@@ -696,16 +714,6 @@ fn the_number_of_threads_may_change() {
         terminate(std::mem::replace(&mut serving, next));
         udp.wait_for(500);
     }
-    // One that adds sockets to the group and dies: nothing waits in a queue of its own.
-    let one = on(1);
-    wait(&one, "took over");
-    terminate(std::mem::replace(&mut serving, one));
-    let mut two = on(2);
-    wait(&two, "took over");
-    udp.wait_for(500);
-    two.signal(Signal::KILL).unwrap();
-    wait(&serving, "this one serves again");
-    udp.wait_for(500);
     let tally = udp.finish();
     assert_eq!(tally.lost, 0, "{tally:?}");
     terminate(serving);
