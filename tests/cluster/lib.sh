@@ -78,14 +78,12 @@ wait_for() {
 
 # Prints why no cluster can run on this machine; nothing when one can.
 why_not() {
-    local mounts
     if ((EUID != 0)); then
         echo "a node needs root"
         return
     fi
-    mounts=$(< /proc/mounts)
-    if ! grep -q '^[^ ]* [^ ]* cgroup [^ ]*memory' <<< "$mounts"; then
-        echo "this machine has cgroup v2 only; the node is set up for v1"
+    if ! awk '$3 == "cgroup" && $4 ~ /memory/ || $3 == "cgroup2" { found = 1 } END { exit !found }' /proc/mounts; then
+        echo "this machine has no cgroups mounted"
         return
     fi
     if ! unshare --mount --net --pid --cgroup --fork true 2> /dev/null; then
@@ -205,20 +203,25 @@ running() {
 
 # start NAME COMMAND...: a component, unless it runs; its output goes to $LOGS/NAME.log.
 start() {
-    local name=$1
+    local name=$1 folder
     shift
     ! running "$name" || return 0
     [[ -x $1 ]] || die "there is no program $1"
-    # Entering a cgroup namespace changes what is seen, not where one is: so the process moves itself. The number goes
-    # to the file before the program runs.
+    # Entering a cgroup namespace changes what is seen, not where one is: so the process moves before. Its number goes to
+    # the file before the program runs.
     # shellcheck disable=SC2016 # expanded by the inner shell
-    on_node setsid --fork bash -c "$(declare -f started_at)"'
-        exec >> "$1" 2>&1 < /dev/null
-        for procs in /sys/fs/cgroup/*/cgroup.procs; do echo $$ > "$procs"; done
-        echo "$$ $(started_at $$)" > "$2.new" && mv "$2.new" "$2"
-        cd /
-        shift 2
-        exec "$@"' _ "$LOGS/$name.log" "$RUN/$name.pid" "$@"
+    (
+        while read -r _ folder; do
+            [[ ! -d $folder/node ]] || folder+=/node
+            echo "$BASHPID" > "$folder/cgroup.procs"
+        done < "$RUN/cgroups"
+        on_node setsid --fork bash -c "$(declare -f started_at)"'
+            exec >> "$1" 2>&1 < /dev/null
+            echo "$$ $(started_at $$)" > "$2.new" && mv "$2.new" "$2"
+            cd /
+            shift 2
+            exec "$@"' _ "$LOGS/$name.log" "$RUN/$name.pid" "$@"
+    )
     wait_for 10 "$name to start" running "$name"
 }
 
