@@ -23,6 +23,7 @@ use nodestub_cache::Cache;
 use nodestub_corefile::config::Config;
 use nodestub_corefile::{Options, Report};
 use rand::Rng;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -95,6 +96,7 @@ pub async fn serve(arguments: &Serve) -> Result<(), StartError> {
     let (local_addresses, port) = (placeholders.local_addresses(), placeholders.port.get());
     let identity = Identity::new(arguments.handover.as_deref(), &local_addresses, port);
     let mut signals = Signals::new().map_err(StartError::System)?;
+    raise_file_limit();
     let wish = node::wish(arguments, |name| std::env::var(name).ok()).map_err(StartError::Wish)?;
     if !arguments.skip_teardown {
         tracing::warn!(
@@ -416,6 +418,15 @@ fn new_resolver(arguments: &Serve) -> io::Result<Resolver> {
         secret_label: SecretLabel::new(),
         panics: Counter::default(),
     })
+}
+
+/// As many open files as the system allows: a thousand clients and their upstreams need more than the customary 1024.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(cause) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%cause, now = limit.current, "cannot raise the limit of open files");
+    }
 }
 
 fn allowed_cpus() -> Vec<usize> {
