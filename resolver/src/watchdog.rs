@@ -3,11 +3,14 @@
 //! So a thread of its own asks the daemon, through the kernel, by UDP, at each listening address, for a name that only
 //! this process knows: 128 random bits. The question goes the whole way (a worker thread, the queue, the slow side) and
 //! never to an upstream. When nothing comes for five tries in a row, the process ends, which closes its sockets.
+//!
+//! A flood is no deafness: while clients are answered, a question of ours that drowns in it does not count. Ending then
+//! would send the flood on to the cluster DNS.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, PoisonError};
 use std::thread::{Builder, sleep};
 use std::time::Duration;
 
@@ -15,6 +18,7 @@ use nodestub_wire::{Ask, CLASS_IN, Header, Name, rtype};
 use rand::Rng;
 
 use crate::admin::Status;
+use crate::metrics::Lane;
 
 /// Unanswered questions in a row after which the process ends.
 const TRIES: u32 = 5;
@@ -57,13 +61,16 @@ pub fn start(status: Arc<Status>) -> io::Result<()> {
 
 fn watch(status: &Status) {
     let mut silent = 0;
+    let mut answered_before = 0;
     loop {
         sleep(INTERVAL);
+        let answered = answered(status);
+        let busy = answered != std::mem::replace(&mut answered_before, answered);
         let idle = !status.serving.load(Relaxed)
             || status.stopping.load(Relaxed)
             // A newer process has the sockets, and a watchdog of its own.
             || status.handovers.is_standing_by();
-        if idle || all_answer(status) {
+        if idle || busy || all_answer(status) {
             silent = 0;
             continue;
         }
@@ -78,6 +85,12 @@ fn watch(status: &Status) {
             std::process::exit(DEAF);
         }
     }
+}
+
+/// Answers to clients so far; the watchdog's own questions are not counted.
+fn answered(status: &Status) -> u64 {
+    let workshop = status.workshop.lock().unwrap_or_else(PoisonError::into_inner);
+    workshop.all_counters().iter().map(|route| route.sum(Lane::answered)).sum()
 }
 
 /// Asks at each listening address. What cannot be asked (no route in a test's namespace, say) does not count.

@@ -5,6 +5,8 @@
 mod common;
 
 use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use common::{HANG, Scene};
 use nodestub_lab::skip::{can_make_namespaces, skip};
@@ -49,5 +51,23 @@ fn a_daemon_that_was_deaf_for_a_moment_stays() {
     nft(&scene, "delete table inet deaf");
     for _ in 0..3 {
         assert_eq!(scene.ask("a.cluster.local", "A").data(), ["10.0.0.1"]);
+    }
+}
+
+#[test]
+fn a_daemon_that_answers_others_is_not_deaf() {
+    if !can_deafen("a_daemon_that_answers_others_is_not_deaf") {
+        return;
+    }
+    // As in a flood: what the watchdog asks is lost, what clients ask is answered.
+    let scene = Scene::start(COREFILE);
+    let drop_its_own = "table inet deaf { chain in { type filter hook input priority 0; \
+                        udp dport 53 meta length > 70 drop; }; }";
+    nft(&scene, drop_its_own);
+    // Longer than it takes a deaf one to end.
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(8) {
+        assert_eq!(scene.ask("a.cluster.local", "A").data(), ["10.0.0.1"]);
+        sleep(Duration::from_millis(50));
     }
 }

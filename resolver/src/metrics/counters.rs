@@ -267,6 +267,11 @@ impl Lane {
         }
     }
 
+    /// Answers given so far.
+    pub fn answered(&self) -> u64 {
+        self.responses.iter().flatten().map(Counter::get).sum()
+    }
+
     /// Counts `number` answers that took `each`.
     pub fn observe_durations(&self, each: Duration, number: u64) {
         let sum = nanoseconds(each).saturating_mul(number);
