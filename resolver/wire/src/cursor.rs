@@ -82,7 +82,22 @@ impl<'a> Cursor<'a> {
     /// # Errors
     /// The name breaks a rule of the module comment, or the packet ends within it.
     pub fn skip_name(&mut self) -> Result<(), Malformed> {
-        self.walk_name(|_| ())
+        self.walk_name(|_, _| ())
+    }
+
+    /// Passes a name as [`Cursor::skip_name`] does, and refuses one that leads through bytes that will be written over:
+    /// four at each of `ttl_offsets`, which ascend.
+    ///
+    /// # Errors
+    /// As [`Cursor::skip_name`], and as said.
+    pub(crate) fn skip_name_beside(&mut self, ttl_offsets: &[usize]) -> Result<(), Malformed> {
+        let mut touches = false;
+        self.walk_name(|at, part| {
+            let before = ttl_offsets.partition_point(|offset| *offset < at + part.len());
+            let last = before.checked_sub(1).and_then(|index| ttl_offsets.get(index));
+            touches |= last.is_some_and(|offset| offset + 4 > at);
+        })?;
+        if touches { Err(Malformed) } else { Ok(()) }
     }
 
     /// Copies a name out, lower-cased and without compression.
@@ -91,13 +106,17 @@ impl<'a> Cursor<'a> {
     /// As [`Cursor::skip_name`].
     pub fn name(&mut self) -> Result<NameBuf, Malformed> {
         let mut name = NameBuf::default();
-        self.walk_name(|label| name.push(label))?;
+        self.walk_name(|_, part| {
+            if part.first().is_some_and(|length| (1..=MAX_LABEL).contains(&usize::from(*length))) {
+                name.push(part);
+            }
+        })?;
         name.finish();
         Ok(name)
     }
 
-    /// Hands each label to `visit` with its length byte in front; the root's empty label is not handed out.
-    fn walk_name(&mut self, mut visit: impl FnMut(&'a [u8])) -> Result<(), Malformed> {
+    /// Hands each part of a name to `visit`, with its offset: labels with their length byte, pointers, the root's zero.
+    fn walk_name(&mut self, mut visit: impl FnMut(usize, &'a [u8])) -> Result<(), Malformed> {
         let mut length_so_far = 1; // the root's zero
         let mut at = self.at;
         let mut limit = self.at; // a pointer must lead to a place before every place seen so far
@@ -105,14 +124,17 @@ impl<'a> Cursor<'a> {
         loop {
             let length = usize::from(*self.packet.get(at).ok_or(Malformed)?);
             match length {
-                0 => break,
+                0 => {
+                    visit(at, self.packet.get(at..=at).ok_or(Malformed)?);
+                    break;
+                }
                 1..=MAX_LABEL => {
                     let label = self.packet.get(at..at + 1 + length).ok_or(Malformed)?;
                     length_so_far += label.len();
                     if length_so_far > MAX_NAME {
                         return Err(Malformed);
                     }
-                    visit(label);
+                    visit(at, label);
                     at += label.len();
                 }
                 0xC0.. => {
@@ -121,6 +143,7 @@ impl<'a> Cursor<'a> {
                     if !(HEADER..limit).contains(&target) {
                         return Err(Malformed);
                     }
+                    visit(at, self.packet.get(at..at + 2).ok_or(Malformed)?);
                     end_in_place.get_or_insert(at + 2);
                     limit = target;
                     at = target;

@@ -2,7 +2,8 @@
 //!
 //! [`Reply::parse`] is strict where a cache could be poisoned or a client confused: every count is met by a record,
 //! every name is well formed (those inside the RDATA of the types that may be compressed as well), nothing points
-//! outside the packet. Its result is a list of places in the packet; no record becomes an object.
+//! outside the packet, or through a TTL, which will be written over. Its result is a list of places in the packet; no
+//! record becomes an object.
 
 use crate::cursor::{Cursor, Malformed, NameBuf};
 use crate::header::{Flags, HEADER, Header, Rcode, rtype};
@@ -88,6 +89,7 @@ impl Reply {
             return Err(Malformed);
         }
         let mut records = Vec::with_capacity(total.min(64));
+        let mut ttl_offsets = Vec::with_capacity(records.capacity());
         let mut edns = None;
         for (section, count) in [
             (Section::Answer, answers),
@@ -95,7 +97,7 @@ impl Reply {
             (Section::Additional, additionals),
         ] {
             for _ in 0..count {
-                let record = Record::parse(packet, &mut cursor, section)?;
+                let record = Record::parse(packet, &mut cursor, section, &mut ttl_offsets)?;
                 if record.rtype == rtype::OPT {
                     if edns.is_some() || section != Section::Additional {
                         return Err(Malformed);
@@ -138,52 +140,81 @@ impl Reply {
 }
 
 impl Record {
-    fn parse(packet: &[u8], cursor: &mut Cursor<'_>, section: Section) -> Result<Self, Malformed> {
+    fn parse(
+        packet: &[u8],
+        cursor: &mut Cursor<'_>,
+        section: Section,
+        ttl_offsets: &mut Vec<usize>,
+    ) -> Result<Self, Malformed> {
         let start = cursor.at();
-        cursor.skip_name()?;
+        cursor.skip_name_beside(ttl_offsets)?;
         let (record_type, class) = (cursor.u16()?, cursor.u16()?);
         let ttl_at = cursor.at();
+        ttl_offsets.push(ttl_at);
         let ttl = cursor.u32()?;
         let length = usize::from(cursor.u16()?);
         let rdata_at = cursor.at();
         cursor.take(length)?;
         let end = cursor.at();
-        check_names_in_rdata(packet, record_type, rdata_at, end)?;
+        check_names_in_rdata(packet, record_type, rdata_at..end, ttl_offsets)?;
         Ok(Self { section, rtype: record_type, class, ttl, start, ttl_at, rdata_at, end })
     }
 }
 
 /// Checks the names within RDATA that a client's library will follow. Other types have none, or none that may be
 /// compressed (RFC 3597, 4), and pass as bytes.
-fn check_names_in_rdata(packet: &[u8], record_type: u16, start: usize, end: usize) -> Result<(), Malformed> {
+fn check_names_in_rdata(
+    packet: &[u8],
+    record_type: u16,
+    Range { start, end }: Range,
+    ttl_offsets: &[usize],
+) -> Result<(), Malformed> {
     let mut cursor = Cursor::new(packet, start);
     match record_type {
         1 => return if end - start == 4 { Ok(()) } else { Err(Malformed) },
         28 => return if end - start == 16 { Ok(()) } else { Err(Malformed) },
         // NS, MD, MF, CNAME, MB, MG, MR, PTR, DNAME
-        2..=5 | 7..=9 | 12 | 39 => cursor.skip_name()?,
+        2..=5 | 7..=9 | 12 | 39 => cursor.skip_name_beside(ttl_offsets)?,
         // SOA: two names, five numbers
         6 => {
-            cursor.skip_name()?;
-            cursor.skip_name()?;
+            cursor.skip_name_beside(ttl_offsets)?;
+            cursor.skip_name_beside(ttl_offsets)?;
             cursor.take(20)?;
         }
         // MINFO, RP
         14 | 17 => {
-            cursor.skip_name()?;
-            cursor.skip_name()?;
+            cursor.skip_name_beside(ttl_offsets)?;
+            cursor.skip_name_beside(ttl_offsets)?;
         }
         // MX, AFSDB, RT, KX
         15 | 18 | 21 | 36 => {
             cursor.take(2)?;
-            cursor.skip_name()?;
+            cursor.skip_name_beside(ttl_offsets)?;
         }
         // SRV
         33 => {
             cursor.take(6)?;
-            cursor.skip_name()?;
+            cursor.skip_name_beside(ttl_offsets)?;
         }
         _ => return Ok(()),
     }
     if cursor.at() == end { Ok(()) } else { Err(Malformed) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rejects_a_name_that_leads_through_a_ttl() {
+        let mut packet = vec![0, 1, 0x84, 0, 0, 1, 0, 2, 0, 0, 0, 0];
+        packet.extend(b"\x01a\0\0\x01\0\x01"); // question: a. IN A, offsets 12 to 18
+        packet.extend(b"\xc0\x0c\0\x01\0\x01"); // owner, type, class: offsets 19 to 24
+        packet.extend(b"\x01b\0\0\0\x04\x0a\0\0\x01"); // a TTL that reads as the name b.: offset 25
+        packet.extend(b"\xc0\x19\0\x01\0\x01\0\0\0\x3c\0\x04\x0a\0\0\x02");
+        assert_eq!(Reply::parse(&packet).unwrap_err(), Malformed);
+        let last = packet.len() - 16;
+        packet[last + 1] = 0x0C;
+        assert_eq!(Reply::parse(&packet).unwrap().records.len(), 2);
+    }
 }
