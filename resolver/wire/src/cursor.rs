@@ -2,8 +2,9 @@
 //!
 //! Every read says whether the bytes were there. A name that is skipped is checked as it is passed: labels of at
 //! most 63 bytes, at most 255 bytes in all once its pointers are followed, pointers strictly backward (so there can
-//! be no loop) and never into the header (which is no name, and changes in every reply), reserved label types refused
-//! (RFC 1035, 4.1.4; RFC 9267 for what goes wrong elsewhere).
+//! be no loop), to what ends before the name that they stand in (it was there first), and never into the header (which
+//! is no name, and changes in every reply), reserved label types refused (RFC 1035, 4.1.4; RFC 9267 for what goes wrong
+//! elsewhere).
 
 use crate::header::HEADER;
 use crate::name::{MAX_LABEL, MAX_NAME};
@@ -120,35 +121,40 @@ impl<'a> Cursor<'a> {
         let mut length_so_far = 1; // the root's zero
         let mut at = self.at;
         let mut limit = self.at; // a pointer must lead to a place before every place seen so far
+        let mut bound = self.packet.len(); // and what it leads to must end before the name that it stands in
         let mut end_in_place = None;
         loop {
             let length = usize::from(*self.packet.get(at).ok_or(Malformed)?);
-            match length {
-                0 => {
-                    visit(at, self.packet.get(at..=at).ok_or(Malformed)?);
-                    break;
-                }
-                1..=MAX_LABEL => {
-                    let label = self.packet.get(at..at + 1 + length).ok_or(Malformed)?;
-                    length_so_far += label.len();
-                    if length_so_far > MAX_NAME {
-                        return Err(Malformed);
-                    }
-                    visit(at, label);
-                    at += label.len();
-                }
-                0xC0.. => {
-                    let low = usize::from(*self.packet.get(at + 1).ok_or(Malformed)?);
-                    let target = (length & 0x3F) << 8 | low;
+            let part_length = match length {
+                0 => 1,
+                1..=MAX_LABEL => 1 + length,
+                0xC0.. => 2,
+                _ => return Err(Malformed), // label types 0x40 and 0x80 (RFC 6891, 5)
+            };
+            let part = self.packet.get(at..at + part_length).ok_or(Malformed)?;
+            if at + part_length > bound {
+                return Err(Malformed);
+            }
+            visit(at, part);
+            match (length, part) {
+                (0, _) => break,
+                (0xC0.., &[high, low]) => {
+                    let target = usize::from(u16::from_be_bytes([high & 0x3F, low]));
                     if !(HEADER..limit).contains(&target) {
                         return Err(Malformed);
                     }
-                    visit(at, self.packet.get(at..at + 2).ok_or(Malformed)?);
                     end_in_place.get_or_insert(at + 2);
+                    bound = limit;
                     limit = target;
                     at = target;
                 }
-                _ => return Err(Malformed), // label types 0x40 and 0x80 (RFC 6891, 5)
+                _ => {
+                    length_so_far += part_length;
+                    if length_so_far > MAX_NAME {
+                        return Err(Malformed);
+                    }
+                    at += part_length;
+                }
             }
         }
         self.at = end_in_place.unwrap_or(at + 1);
@@ -242,6 +248,12 @@ mod tests {
         ] {
             assert_eq!(name_at(body, 0), Err(Malformed), "{body:?}");
         }
+    }
+
+    #[test]
+    fn rejects_pointers_to_what_runs_over_them() {
+        // A label of four bytes that holds the name itself, and a zero behind it.
+        assert_eq!(name_at(b"\x04\x01a\xc0\x0c\0", 1), Err(Malformed));
     }
 
     #[test]
