@@ -260,3 +260,54 @@ fn say_fail_open(wish: &Wish) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{Arguments, with_two_dashes};
+    use clap::Parser;
+
+    const LOCAL: &str = "169.254.20.10";
+
+    /// What becomes of queries while nobody listens, as text.
+    fn fail_open(line: &str, variables: &[(&str, &str)]) -> Vec<String> {
+        let words = line.split_whitespace().map(std::ffi::OsString::from);
+        let arguments = Arguments::try_parse_from(with_two_dashes(words)).unwrap();
+        let variable = |name: &str| {
+            variables.iter().find(|(other, _)| *other == name).map(|(_, value)| (*value).to_owned())
+        };
+        let wish = wish(&arguments.serve, variable).unwrap().unwrap();
+        wish.desired.fail_open().map(|(address, to)| format!("{address} {to}")).collect()
+    }
+
+    #[test]
+    fn nodelocals_flags_say_which_address_is_kube_proxys_and_where_the_other_falls_back() {
+        let found = fail_open(
+            "x -localip 169.254.20.10,10.96.0.10 -upstreamsvc kube-dns-upstream",
+            &[("KUBE_DNS_SERVICE_HOST", "10.96.0.10"), ("KUBE_DNS_UPSTREAM_SERVICE_HOST", "10.96.7.7")],
+        );
+        assert_eq!(found, ["169.254.20.10 to 10.96.7.7", "10.96.0.10 to kube-proxy"]);
+    }
+
+    #[test]
+    fn a_fallback_that_is_given_beats_what_the_environment_says() {
+        let environment = [("KUBE_DNS_SERVICE_HOST", "10.96.0.10")];
+        assert_eq!(fail_open("x -localip 169.254.20.10", &environment), [format!("{LOCAL} to 10.96.0.10")]);
+        let line = "x -localip 169.254.20.10 --fallback 192.0.2.53,fd00::53";
+        assert_eq!(fail_open(line, &environment), [format!("{LOCAL} to 192.0.2.53")]);
+    }
+
+    #[test]
+    fn fail_open_is_off_where_nobody_says_where_to_or_the_flag_says_so() {
+        let off = |line| fail_open(line, &[]).iter().all(|text| text.contains(" off: "));
+        assert!(off("x -localip 169.254.20.10"));
+        assert!(off("x -localip 169.254.20.10 --fallback fd00::53"));
+        assert!(off("x -localip 169.254.20.10 --fallback 192.0.2.53 --fail-open=false"));
+    }
+
+    #[test]
+    fn services_to_intercept_are_named_by_a_flag_as_well() {
+        let found = fail_open("x -localip 169.254.20.10 --fallback 192.0.2.53 --intercept 10.96.0.10", &[]);
+        assert_eq!(found, ["169.254.20.10 to 192.0.2.53", "10.96.0.10 to kube-proxy"]);
+    }
+}

@@ -414,3 +414,22 @@ fn a_template_is_read_in_place_of_the_corefile_where_it_is_there() {
     assert!(page.contains("coredns_nodecache_setup_errors_total"));
     until("the process id is written", || path("pid").exists());
 }
+
+#[test]
+fn a_file_without_reload_is_looked_at_when_the_flag_says_so() {
+    if !can_make_namespaces("a_file_without_reload_is_looked_at_when_the_flag_says_so") {
+        return;
+    }
+    let net = Netns::new().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let corefile = folder.path().join("Corefile");
+    std::fs::write(&corefile, hosts("192.0.2.7", "")).unwrap();
+    let mut command = common::resolver(&corefile);
+    command.arg("-reloadwithsignal");
+    let daemon = net.spawn(command).unwrap();
+    daemon.wait_for_line(HANG, |line| line.contains("serving DNS")).unwrap();
+    std::fs::write(&corefile, hosts("192.0.2.8", "")).unwrap();
+    daemon.wait_for_line(HANG, |line| line.contains("was reloaded")).unwrap();
+    let found = net.run(|| ask(SERVER, "a.test", "A", &patient())).unwrap().unwrap();
+    assert_eq!(found.data(), ["192.0.2.8"]);
+}
