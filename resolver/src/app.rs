@@ -25,6 +25,7 @@ use nodestub_corefile::{Options, Report};
 use rand::Rng;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Admin, AdminError, Status};
@@ -38,6 +39,7 @@ use crate::metrics::Counter;
 use crate::node::{self, CleanUpError, Node};
 use crate::query_log::QueryLog;
 use crate::resolve::Resolver;
+use crate::surroundings::{Known, Surroundings};
 use crate::tables::{CompileError, Tables, Workshop};
 use crate::watchdog::{self, SecretLabel};
 
@@ -97,14 +99,22 @@ pub async fn serve(arguments: &Serve) -> Result<(), StartError> {
     let identity = Identity::new(arguments.handover.as_deref(), &local_addresses, port);
     let mut signals = Signals::new().map_err(StartError::System)?;
     raise_file_limit();
-    let wish = node::wish(arguments, |name| std::env::var(name).ok()).map_err(StartError::Wish)?;
+    let surroundings = Surroundings::new(arguments, |name| std::env::var(name).ok());
+    let at_start = surroundings.known();
+    let wish = node::wish(arguments, |name| at_start.variable(name)).map_err(StartError::Wish)?;
     if !arguments.skip_teardown {
         tracing::warn!(
             "-skipteardown=false: the address and the rules stay at the end all the same, so that DNS goes on"
         );
     }
-    let node = Node::set_up(wish).await;
-    let config = read(arguments).map_err(StartError::Corefile)?;
+    let node = Node::set_up(wish, &at_start).await;
+    let may_wait = surroundings.has_folder();
+    let mut known = surroundings.follow();
+    let first = first_config(arguments, &mut known, may_wait);
+    let config = tokio::select! {
+        config = first => config.map_err(StartError::Corefile)?,
+        () = signals.stop() => return Ok(()),
+    };
     let cpus = allowed_cpus();
     // Respects CPU quotas as well; a thread more than that would only wait for its slice.
     let workers =
@@ -118,11 +128,14 @@ pub async fn serve(arguments: &Serve) -> Result<(), StartError> {
         taken = Entrance::enter(&identity, &pantry, &wanted) => taken.map_err(StartError::Handover)?,
         () = signals.stop() => return Ok(()),
     };
-    let parts = Compiled { config, workshop, tables, workers, cpus };
+    let parts = Compiled { config, workshop, tables, workers, cpus, known: known.clone() };
     let mut running = Running::start(arguments, parts, resolver, &node, identity, taken).await?;
     let status = Arc::clone(&running.status);
     let in_charge = move || !status.handovers.is_standing_by();
-    tokio::spawn(node.keep_in_order(arguments.sync_interval, in_charge));
+    let proof = node.proof();
+    let also_in_charge = in_charge.clone();
+    tokio::spawn(async move { proof.keep_trying(also_in_charge).await });
+    tokio::spawn(node.keep_in_order(arguments.clone(), known, at_start, in_charge));
     if let Some(file) = &arguments.pid_file
         && let Err(cause) = std::fs::write(file, format!("{}\n", std::process::id()))
     {
@@ -142,6 +155,7 @@ struct Compiled {
     tables: Tables,
     workers: usize,
     cpus: Vec<usize>,
+    known: watch::Receiver<Known>,
 }
 
 /// What a process was doing when the order to stop came.
@@ -185,6 +199,7 @@ struct Running<'a> {
     admin: Admin,
     post: Post,
     config: Config,
+    known: watch::Receiver<Known>,
     loop_watch: CancellationToken,
 }
 
@@ -197,7 +212,7 @@ impl<'a> Running<'a> {
         identity: Identity,
         mut taken: Taken,
     ) -> Result<Self, StartError> {
-        let Compiled { config, workshop, tables, workers, cpus } = parts;
+        let Compiled { config, workshop, tables, workers, cpus, known } = parts;
         let shared = Shared::new(Tables::default(), resolver);
         let status = Arc::new(Status {
             shared: Arc::clone(&shared),
@@ -207,7 +222,8 @@ impl<'a> Running<'a> {
             failed_reloads: AtomicU64::new(0),
             fingerprint: Mutex::default(),
             setup_errors: node.errors(),
-            fail_open: node.fail_open(),
+            proof: node.proof(),
+            known: known.clone(),
             handovers: Handovers::default(),
         });
         let mut listeners = Listeners::start(&shared, workers, cpus).map_err(StartError::System)?;
@@ -216,7 +232,8 @@ impl<'a> Running<'a> {
         let post = Post::new(identity, &status);
         let loop_watch = CancellationToken::new();
         let first = config.clone();
-        let mut running = Self { arguments, listeners, admin, post, shared, status, config, loop_watch };
+        let mut running =
+            Self { arguments, listeners, admin, post, shared, status, config, known, loop_watch };
         running.apply(first, tables)?;
         running.post.enter(taken, &mut running.listeners, &running.admin).await;
         watchdog::start(Arc::clone(&running.status)).map_err(StartError::System)?;
@@ -262,6 +279,7 @@ impl<'a> Running<'a> {
                     Order::Reload => self.reload(true).await,
                 },
                 () = look => self.reload(false).await,
+                Ok(()) = self.known.changed() => self.reload(false).await,
                 event = self.post.next() => match event {
                     Event::Withdrawn => return Err(StartError::Handover(HandoverError::Withdrawn)),
                     Event::Newcomer(newcomer) => {
@@ -292,7 +310,8 @@ impl<'a> Running<'a> {
     /// Reads the Corefile and serves it, if it has changed. `ordered`: by a signal; then files that it names are read
     /// again as well.
     async fn reload(&mut self, ordered: bool) {
-        let error = match read(self.arguments) {
+        let known = self.known.borrow().clone();
+        let error = match read(self.arguments, &known) {
             Ok(config) if config == self.config && !ordered => return,
             Ok(config) => {
                 let compiled =
@@ -399,9 +418,38 @@ fn options(placeholders: &Placeholders) -> Options {
     placeholders.options(|name| std::env::var(name).ok())
 }
 
-fn read(arguments: &Serve) -> Result<Config, Box<Report>> {
-    let loaded =
-        nodestub_corefile::load(arguments.corefile(), &options(&arguments.placeholders)).map_err(Box::new)?;
+/// Reads the Corefile for the first time. One that lacks the cluster's domain waits for it, where there is a folder that may
+/// come to say it; the address and the rules are there already.
+async fn first_config(
+    arguments: &Serve,
+    known: &mut watch::Receiver<Known>,
+    may_wait: bool,
+) -> Result<Config, Box<Report>> {
+    loop {
+        let now = known.borrow_and_update().clone();
+        match read(arguments, &now) {
+            Err(report) if may_wait && now.cluster_domain.is_none() => {
+                tracing::error!(
+                    error = %report,
+                    folder = %arguments.facts_folder.display(),
+                    "not serving yet; it is read again when the folder of facts names the cluster's domain"
+                );
+                if known.changed().await.is_err() {
+                    return Err(report);
+                }
+            }
+            read => return read,
+        }
+    }
+}
+
+fn read(arguments: &Serve, known: &Known) -> Result<Config, Box<Report>> {
+    let options = Options {
+        cluster_domain: known.cluster_domain.clone(),
+        serve_without_cluster_dns: true,
+        ..arguments.placeholders.options(|name| known.variable(name))
+    };
+    let loaded = nodestub_corefile::load(arguments.corefile(), &options).map_err(Box::new)?;
     if !loaded.warnings.is_empty() {
         tracing::warn!("{}", loaded.warnings);
     }

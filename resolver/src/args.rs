@@ -19,6 +19,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use nodestub_corefile::Options;
 
+use crate::surroundings::addresses;
+
 /// DNS for the pods of this node: caches, forwards, and keeps DNS out of connection tracking.
 #[derive(Debug, Parser)]
 #[command(version, args_conflicts_with_subcommands = true)]
@@ -67,7 +69,7 @@ pub enum Command {
 }
 
 /// Flags for serving.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct Serve {
     /// The Corefile.
     #[arg(long = "conf", visible_aliases = ["config", "corefile"], value_name = "FILE", default_value = "Corefile")]
@@ -170,6 +172,14 @@ pub struct Serve {
     /// Port of the `health` endpoint on the addresses of `-localip`; kept out of connection tracking as well.
     #[arg(long = "health-port", value_name = "PORT", default_value = "8080")]
     pub health_port: NonZeroU16,
+    /// The ConfigMap `nodestub-facts`, mounted: what the webhook has found about the cluster. Followed while it is there.
+    #[arg(
+        long = "facts-folder",
+        value_name = "FOLDER",
+        default_value = "/etc/nodestub-facts",
+        env = "NODESTUB_FACTS_FOLDER"
+    )]
+    pub facts_folder: PathBuf,
     /// Most bytes that all kept answers of all zones weigh together, in MiB.
     #[arg(long = "cache-size", value_name = "MIB", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]
     pub cache_mib: u16,
@@ -227,12 +237,13 @@ impl Placeholders {
     /// For the Corefile's reader. `variable` looks up an environment variable.
     pub fn options(&self, variable: impl Fn(&str) -> Option<String>) -> Options {
         let service = self.upstream_service.to_uppercase().replace('-', "_");
-        let cluster_dns = variable(&format!("{service}_SERVICE_HOST")).and_then(|text| text.parse().ok());
+        let cluster_dns = variable(&format!("{service}_SERVICE_HOST"));
         Options {
             default_port: self.port.get(),
             cluster_domain: self.cluster_domain.clone(),
             local_addresses: self.local_addresses(),
-            cluster_dns: cluster_dns.into_iter().collect(),
+            cluster_dns: cluster_dns.map(|text| addresses(&text)).unwrap_or_default(),
+            serve_without_cluster_dns: false,
             upstream_servers: (!self.upstream_servers.is_empty()).then(|| self.upstream_servers.clone()),
         }
     }
