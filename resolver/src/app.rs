@@ -12,7 +12,6 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::net::IpAddr;
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -30,13 +29,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Admin, AdminError, Status};
 use crate::args::{Placeholders, Serve};
+use crate::cleanup::{self, CleanUp, CleanUpError};
 use crate::clock::Clock;
 use crate::coalesce::Coalescer;
 use crate::handover::{Entrance, Event, HandoverError, Handovers, Identity, Pantry, Post, StoodBy, Taken};
 use crate::listen::{BindError, Listeners, MAX_WORKERS, Shared};
 use crate::loops::{self, LoopProbes};
 use crate::metrics::Counter;
-use crate::node::{self, CleanUpError, Node};
+use crate::node::{self, Node};
 use crate::query_log::QueryLog;
 use crate::resolve::Resolver;
 use crate::surroundings::{Known, Surroundings};
@@ -183,9 +183,9 @@ pub fn print_rules(arguments: &Serve) -> Result<(), StartError> {
 /// Takes away everything that was ever set up on this node.
 ///
 /// # Errors
-/// Somebody listens on one of the addresses and `force` is not given, or the kernel refuses.
-pub async fn clean_up(addresses: &[IpAddr], port: u16, force: bool) -> Result<(), StartError> {
-    let removed = node::clean_up(addresses, port, force).await.map_err(StartError::CleanUp)?;
+/// Somebody uses one of the addresses and `force` is not given, or the kernel refuses.
+pub async fn clean_up(wanted: &CleanUp<'_>) -> Result<(), StartError> {
+    let removed = cleanup::clean_up(wanted).await.map_err(StartError::CleanUp)?;
     println!("{removed}");
     Ok(())
 }

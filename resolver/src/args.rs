@@ -3,7 +3,7 @@
 //! ```text
 //!   nodestub-resolver [-conf FILE] [-localip IP,...] ...     serves
 //!   nodestub-resolver check FILE                             says what is wrong with a Corefile, and serves nothing
-//!   nodestub-resolver cleanup [--force]                      takes away what was ever set up on this node
+//!   nodestub-resolver cleanup [--host-root FOLDER] [--force] takes away what was ever set up on this node
 //!   nodestub-resolver rules [-localip IP,...] ...            prints the rules that these flags ask for
 //! ```
 //!
@@ -47,7 +47,7 @@ pub enum Command {
     /// Takes away everything that was ever set up on this node: addresses, device, rules. Pods that still have the
     /// address in their resolv.conf then have their second nameserver only.
     Cleanup {
-        /// Addresses that must not be listened on.
+        /// Addresses that nobody may listen on, and no pod have in its resolv.conf.
         #[arg(
             long = "localip",
             visible_alias = "local-address",
@@ -60,7 +60,10 @@ pub enum Command {
         /// The port of DNS.
         #[arg(long = "dns.port", visible_alias = "port", value_name = "PORT", default_value_t = 53)]
         port: u16,
-        /// Whoever listens.
+        /// The node's `/`, where its container runtime is to be seen: a hostPath mount, when this runs in a pod.
+        #[arg(long = "host-root", value_name = "FOLDER", default_value = "/")]
+        host_root: PathBuf,
+        /// Whoever listens, and whoever uses them.
         #[arg(long)]
         force: bool,
     },

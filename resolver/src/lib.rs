@@ -8,7 +8,7 @@
 //!   resolve           what must be asked     coalesce, local, forward/{udp,tcp,upstream,health}, loops
 //!   metrics, query_log, admin                what is seen from outside
 //!   handover          to a newer process, and from an older one
-//!   app               puts it together       args, surroundings, node, proof, clock, framing, watchdog
+//!   app               puts it together       args, surroundings, node, proof, cleanup, pods, clock, framing, watchdog
 //! ```
 //!
 //! Bytes are `nodestub-wire`'s, kept answers `nodestub-cache`'s, the Corefile's text `nodestub-corefile`'s, address and
@@ -19,6 +19,7 @@ pub mod admin;
 pub mod answer;
 pub mod app;
 pub mod args;
+pub mod cleanup;
 pub mod clock;
 pub mod coalesce;
 pub mod forward;
@@ -29,6 +30,7 @@ pub mod local;
 pub mod loops;
 pub mod metrics;
 pub mod node;
+pub mod pods;
 pub mod proof;
 pub mod query_log;
 pub mod resolve;

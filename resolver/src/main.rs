@@ -8,6 +8,7 @@ use clap::Parser;
 use nodestub_resolver::app;
 use nodestub_resolver::app::StartError;
 use nodestub_resolver::args::{Arguments, Command, Serve, with_two_dashes};
+use nodestub_resolver::cleanup::CleanUp;
 use tokio::runtime::{Builder, Runtime};
 use tracing_subscriber::EnvFilter;
 
@@ -24,9 +25,12 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         }
-        Some(Command::Cleanup { local_addresses, port, force }) => ended(
-            runtime(1).and_then(|runtime| runtime.block_on(app::clean_up(&local_addresses, port, force))),
-        ),
+        Some(Command::Cleanup { local_addresses, port, host_root, force }) => {
+            let in_a_pod = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
+            let (addresses, host_root) = (&local_addresses, &host_root);
+            let wanted = CleanUp { addresses, port, host_root, in_a_pod, force };
+            ended(runtime(1).and_then(|runtime| runtime.block_on(app::clean_up(&wanted))))
+        }
         Some(Command::Rules(serve)) => ended(app::print_rules(&serve)),
         None => ended(serve(&arguments.serve)),
     }

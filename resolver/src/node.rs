@@ -10,13 +10,12 @@
 //! Only `nodestub-resolver cleanup` takes them away. What cannot be set up is said and counted, and the start goes on:
 //! where the address is there already, DNS is answered all the same.
 
-use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
 use nodestub_dataplane::desired::Error as WishError;
 use nodestub_dataplane::watch::Watch;
-use nodestub_dataplane::{Applied, Desired, Error, FailOpen, Parts, Removed};
+use nodestub_dataplane::{Applied, Desired, Error, FailOpen, Parts};
 use tokio::sync::watch;
 
 use crate::args::Serve;
@@ -255,54 +254,6 @@ async fn again(wish: &Wish, errors: &SetupErrors) -> Option<Applied> {
             None
         }
     }
-}
-
-/// Takes away everything that we ever made on this node. Refused while something listens on one of the addresses, unless
-/// `force`: pods would lose their resolver.
-///
-/// # Errors
-/// Somebody listens, or the kernel refuses.
-pub async fn clean_up(addresses: &[IpAddr], port: u16, force: bool) -> Result<Removed, CleanUpError> {
-    if !force && let Some(address) = addresses.iter().find(|address| somebody_listens(**address, port)) {
-        return Err(CleanUpError::InUse(*address));
-    }
-    nodestub_dataplane::cleanup().await.map_err(CleanUpError::Kernel)
-}
-
-/// Why nothing, or not everything, was taken away.
-#[derive(Debug)]
-pub enum CleanUpError {
-    /// Something listens on this address.
-    InUse(IpAddr),
-    /// The kernel refused.
-    Kernel(Error),
-}
-
-impl std::fmt::Display for CleanUpError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::InUse(address) => write!(
-                f,
-                "something listens on {address}, so pods may be using it: stop the resolver first, or give --force"
-            ),
-            Self::Kernel(cause) => write!(f, "{cause}"),
-        }
-    }
-}
-
-impl std::error::Error for CleanUpError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::InUse(_) => None,
-            Self::Kernel(cause) => Some(cause),
-        }
-    }
-}
-
-fn somebody_listens(address: IpAddr, port: u16) -> bool {
-    let taken =
-        |bound: std::io::Result<()>| bound.is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse);
-    taken(UdpSocket::bind((address, port)).map(drop)) || taken(TcpListener::bind((address, port)).map(drop))
 }
 
 async fn apply(wish: &Wish) -> Result<Applied, Error> {
