@@ -13,9 +13,9 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::routing::get;
-use nodestub_dataplane::FailOpen;
 use socket2::{Domain, Socket, Type};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::handover::Handovers;
@@ -23,6 +23,8 @@ use crate::listen::Shared;
 use crate::metrics::{Facts, render};
 use crate::node::SetupErrors;
 use crate::privileges;
+use crate::proof::Proof;
+use crate::surroundings::{Known, Service};
 use crate::tables::{Endpoints, Workshop};
 
 /// Connections that wait for being accepted.
@@ -45,8 +47,10 @@ pub struct Status {
     pub fingerprint: Mutex<String>,
     /// What went wrong with the address and the rules.
     pub setup_errors: Arc<SetupErrors>,
-    /// What becomes of queries while nobody listens, address by address.
-    pub fail_open: Vec<(IpAddr, FailOpen)>,
+    /// Whether what becomes of queries while nobody listens was seen to work, address by address.
+    pub proof: Arc<Proof>,
+    /// What is known of the cluster.
+    pub known: watch::Receiver<Known>,
     /// What became of handovers.
     pub handovers: Handovers,
 }
@@ -90,6 +94,11 @@ impl Status {
         } else if !self.serving.load(Relaxed) {
             reasons.push("not serving yet".to_owned());
         }
+        let known = self.known.borrow();
+        if known.service == Service::Unknown && self.needs_cluster_dns() {
+            reasons.extend(known.complaint());
+        }
+        drop(known);
         for block in &self.shared.tables.load().blocks {
             let looped =
                 block.forwarders.iter().flat_map(|forwarder| &forwarder.upstreams).filter(|u| u.is_looped());
@@ -100,13 +109,38 @@ impl Status {
         reasons
     }
 
+    /// Whether the Corefile names the cluster DNS by its placeholder, and nothing is known to put there.
+    fn needs_cluster_dns(&self) -> bool {
+        let tables = self.shared.tables.load();
+        tables
+            .blocks
+            .iter()
+            .flat_map(|block| &block.forwarders)
+            .any(|forwarder| forwarder.upstreams.is_empty())
+    }
+
+    /// What an operator may want to know, ready or not: one line each.
+    fn details(&self) -> Vec<String> {
+        let mut details: Vec<String> = self.proof.findings().iter().map(ToString::to_string).collect();
+        let known = self.known.borrow();
+        if known.service == Service::StandIn {
+            details.extend(known.complaint());
+        }
+        details
+    }
+
     fn facts(&self) -> Facts {
         Facts {
             routes: self.workshop.lock().unwrap_or_else(PoisonError::into_inner).all_counters(),
             failed_reloads: self.failed_reloads.load(Relaxed),
             fingerprint: self.fingerprint.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             setup_errors: Arc::clone(&self.setup_errors),
-            fail_open: self.fail_open.clone(),
+            fail_open: self.proof.findings(),
+            fail_open_is_proven: self.proof.is_proven(),
+            service: {
+                let known = self.known.borrow();
+                (known.service_name.clone(), known.service)
+            },
             ready: self.unready().is_empty(),
             handovers: self.handovers.counts(),
             has_stand_by: self.shared.has_stand_by.load(Relaxed),
@@ -272,12 +306,13 @@ async fn ready(State(place): State<Place>) -> (StatusCode, String) {
     if !serves(&place, |endpoints| endpoints.ready) {
         return (NOT_HERE.0, NOT_HERE.1.to_owned());
     }
-    let reasons = place.0.unready();
-    if reasons.is_empty() {
-        (StatusCode::OK, "OK".to_owned())
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n"))
+    let mut lines = place.0.unready();
+    let status = if lines.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    if lines.is_empty() {
+        lines.push("OK".to_owned());
     }
+    lines.extend(place.0.details());
+    (status, lines.join("\n"))
 }
 
 async fn metrics(

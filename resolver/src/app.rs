@@ -12,7 +12,6 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::net::IpAddr;
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -24,10 +23,12 @@ use nodestub_corefile::config::Config;
 use nodestub_corefile::{Options, Report};
 use rand::Rng;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Admin, AdminError, Status};
 use crate::args::{Placeholders, Serve};
+use crate::cleanup::{self, CleanUp, CleanUpError};
 use crate::clock::Clock;
 use crate::coalesce::Coalescer;
 use crate::control::{self, Stage};
@@ -35,11 +36,12 @@ use crate::handover::{Entrance, Event, HandoverError, Handovers, Identity, Pantr
 use crate::listen::{BindError, Listeners, MAX_WORKERS, Shared};
 use crate::loops::{self, LoopProbes};
 use crate::metrics::Counter;
-use crate::node::{self, CleanUpError, Node};
+use crate::node::{self, Node};
 use crate::privileges;
 use crate::query_log::QueryLog;
 use crate::resolve::Resolver;
 use crate::signals::{Order, Signals};
+use crate::surroundings::{Known, Surroundings};
 use crate::tables::{CompileError, Tables, Workshop};
 use crate::watchdog::{self, SecretLabel};
 
@@ -104,14 +106,20 @@ pub async fn serve(arguments: &Serve, mut signals: Signals) -> Result<(), StartE
     let (local_addresses, port) = (placeholders.local_addresses(), placeholders.port.get());
     let identity = Identity::new(arguments.handover.as_deref(), &local_addresses, port);
     raise_file_limit();
-    let wish = node::wish(arguments, |name| std::env::var(name).ok()).map_err(StartError::Wish)?;
+    let surroundings = Surroundings::new(arguments, |name| std::env::var(name).ok());
+    let at_start = surroundings.known();
+    let wish = node::wish(arguments, |name| at_start.variable(name)).map_err(StartError::Wish)?;
     if !arguments.skip_teardown {
         tracing::warn!(
             "-skipteardown=false: the address and the rules stay at the end all the same, so that DNS goes on"
         );
     }
-    let node = privileges::run(|| Node::set_up(wish)).await.map_err(StartError::System)?;
-    let config = read(arguments).map_err(StartError::Corefile)?;
+    let known_first = at_start.clone();
+    let set_up = move || async move { Node::set_up(wish, &known_first).await };
+    let node = privileges::run(set_up).await.map_err(StartError::System)?;
+    let may_wait = surroundings.has_folder();
+    let mut known = surroundings.follow();
+    let config = first_config(arguments, &mut known, may_wait).await.map_err(StartError::Corefile)?;
     let cpus = allowed_cpus();
     // Respects CPU quotas as well; a thread more than that would only wait for its slice.
     let workers =
@@ -124,13 +132,16 @@ pub async fn serve(arguments: &Serve, mut signals: Signals) -> Result<(), StartE
     let taken = Entrance::enter(&identity, &pantry, &wanted).await.map_err(StartError::Handover)?;
     // From the first socket on, an order to stop is carried out in good order.
     signals.allow(longest_stop(&tables));
-    let parts = Compiled { config, workshop, tables, workers, cpus };
+    let parts = Compiled { config, workshop, tables, workers, cpus, known: known.clone() };
     let mut running = Running::start(arguments, parts, resolver, &node, identity, taken).await?;
     let status = Arc::clone(&running.status);
     drop(stage.set(Arc::clone(&status)));
     let in_charge = move || !status.handovers.is_standing_by();
-    let interval = arguments.sync_interval;
-    tokio::spawn(privileges::run(move || node.keep_in_order(interval, in_charge)));
+    let proof = node.proof();
+    let also_in_charge = in_charge.clone();
+    tokio::spawn(privileges::run(move || async move { proof.keep_trying(also_in_charge).await }));
+    let flags = arguments.clone();
+    tokio::spawn(privileges::run(move || node.keep_in_order(flags, known, at_start, in_charge)));
     if let Some(file) = &arguments.pid_file
         && let Err(cause) = std::fs::write(file, format!("{}\n", std::process::id()))
     {
@@ -150,6 +161,7 @@ struct Compiled {
     tables: Tables,
     workers: usize,
     cpus: Vec<usize>,
+    known: watch::Receiver<Known>,
 }
 
 /// What a process was doing when the order to stop came.
@@ -177,9 +189,9 @@ pub fn print_rules(arguments: &Serve) -> Result<(), StartError> {
 /// Takes away everything that was ever set up on this node.
 ///
 /// # Errors
-/// Somebody listens on one of the addresses and `force` is not given, or the kernel refuses.
-pub async fn clean_up(addresses: Vec<IpAddr>, port: u16, force: bool) -> Result<(), StartError> {
-    let removed = privileges::run(move || node::clean_up(addresses, port, force)).await;
+/// Somebody uses one of the addresses and `force` is not given, or the kernel refuses.
+pub async fn clean_up(wanted: CleanUp) -> Result<(), StartError> {
+    let removed = privileges::run(move || async move { cleanup::clean_up(&wanted).await }).await;
     let removed = removed.map_err(StartError::System)?.map_err(StartError::CleanUp)?;
     println!("{removed}");
     Ok(())
@@ -194,6 +206,7 @@ struct Running<'a> {
     admin: Admin,
     post: Post,
     config: Config,
+    known: watch::Receiver<Known>,
     loop_watch: CancellationToken,
 }
 
@@ -206,7 +219,7 @@ impl<'a> Running<'a> {
         identity: Identity,
         mut taken: Taken,
     ) -> Result<Self, StartError> {
-        let Compiled { config, workshop, tables, workers, cpus } = parts;
+        let Compiled { config, workshop, tables, workers, cpus, known } = parts;
         let shared = Shared::new(Tables::default(), resolver);
         let status = Arc::new(Status {
             shared: Arc::clone(&shared),
@@ -216,7 +229,8 @@ impl<'a> Running<'a> {
             failed_reloads: AtomicU64::new(0),
             fingerprint: Mutex::default(),
             setup_errors: node.errors(),
-            fail_open: node.fail_open(),
+            proof: node.proof(),
+            known: known.clone(),
             handovers: Handovers::default(),
         });
         let mut listeners = Listeners::start(&shared, workers, cpus).map_err(StartError::System)?;
@@ -225,7 +239,8 @@ impl<'a> Running<'a> {
         let post = Post::new(identity, &status);
         let loop_watch = CancellationToken::new();
         let first = config.clone();
-        let mut running = Self { arguments, listeners, admin, post, shared, status, config, loop_watch };
+        let mut running =
+            Self { arguments, listeners, admin, post, shared, status, config, known, loop_watch };
         running.apply(first, tables)?;
         running.post.enter(taken, &mut running.listeners, &running.admin).await;
         watchdog::start(Arc::clone(&running.status)).map_err(StartError::System)?;
@@ -277,6 +292,10 @@ impl<'a> Running<'a> {
                     self.reload(false).await;
                     signals.allow(longest_stop(&self.shared.tables.load()));
                 }
+                Ok(()) = self.known.changed() => {
+                    self.reload(false).await;
+                    signals.allow(longest_stop(&self.shared.tables.load()));
+                }
                 event = self.post.next() => match event {
                     Event::Withdrawn => return Err(StartError::Handover(HandoverError::Withdrawn)),
                     Event::Newcomer(newcomer) => {
@@ -307,7 +326,8 @@ impl<'a> Running<'a> {
     /// Reads the Corefile and serves it, if it has changed. `ordered`: by a signal; then files that it names are read
     /// again as well.
     async fn reload(&mut self, ordered: bool) {
-        let error = match read(self.arguments) {
+        let known = self.known.borrow().clone();
+        let error = match read(self.arguments, &known) {
             Ok(config) if config == self.config && !ordered => return,
             Ok(config) => {
                 let compiled =
@@ -363,9 +383,38 @@ fn options(placeholders: &Placeholders) -> Options {
     placeholders.options(|name| std::env::var(name).ok())
 }
 
-fn read(arguments: &Serve) -> Result<Config, Box<Report>> {
-    let loaded =
-        nodestub_corefile::load(arguments.corefile(), &options(&arguments.placeholders)).map_err(Box::new)?;
+/// Reads the Corefile for the first time. One that lacks the cluster's domain waits for it, where there is a folder that may
+/// come to say it; the address and the rules are there already.
+async fn first_config(
+    arguments: &Serve,
+    known: &mut watch::Receiver<Known>,
+    may_wait: bool,
+) -> Result<Config, Box<Report>> {
+    loop {
+        let now = known.borrow_and_update().clone();
+        match read(arguments, &now) {
+            Err(report) if may_wait && now.cluster_domain.is_none() => {
+                tracing::error!(
+                    error = %report,
+                    folder = %arguments.facts_folder.display(),
+                    "not serving yet; it is read again when the folder of facts names the cluster's domain"
+                );
+                if known.changed().await.is_err() {
+                    return Err(report);
+                }
+            }
+            read => return read,
+        }
+    }
+}
+
+fn read(arguments: &Serve, known: &Known) -> Result<Config, Box<Report>> {
+    let options = Options {
+        cluster_domain: known.cluster_domain.clone(),
+        serve_without_cluster_dns: true,
+        ..arguments.placeholders.options(|name| known.variable(name))
+    };
+    let loaded = nodestub_corefile::load(arguments.corefile(), &options).map_err(Box::new)?;
     if !loaded.warnings.is_empty() {
         tracing::warn!("{}", loaded.warnings);
     }

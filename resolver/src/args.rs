@@ -3,7 +3,7 @@
 //! ```text
 //!   nodestub-resolver [-conf FILE] [-localip IP,...] ...     serves
 //!   nodestub-resolver check FILE                             says what is wrong with a Corefile, and serves nothing
-//!   nodestub-resolver cleanup [--force]                      takes away what was ever set up on this node
+//!   nodestub-resolver cleanup [--host-root FOLDER] [--force] takes away what was ever set up on this node
 //!   nodestub-resolver rules [-localip IP,...] ...            prints the rules that these flags ask for
 //!   nodestub-resolver probe startup|live|ready               asks the one that runs in this container
 //! ```
@@ -21,6 +21,7 @@ use clap::{Args, Parser, Subcommand};
 use nodestub_corefile::Options;
 
 use crate::control::Question;
+use crate::surroundings::addresses;
 
 /// DNS for the pods of this node: caches, forwards, and keeps DNS out of connection tracking.
 #[derive(Debug, Parser)]
@@ -48,7 +49,7 @@ pub enum Command {
     /// Takes away everything that was ever set up on this node: addresses, device, rules. Pods that still have the
     /// address in their resolv.conf then have their second nameserver only.
     Cleanup {
-        /// Addresses that must not be listened on.
+        /// Addresses that nobody may listen on, and no pod have in its resolv.conf.
         #[arg(
             long = "localip",
             visible_alias = "local-address",
@@ -61,7 +62,10 @@ pub enum Command {
         /// The port of DNS.
         #[arg(long = "dns.port", visible_alias = "port", value_name = "PORT", default_value_t = 53)]
         port: u16,
-        /// Whoever listens.
+        /// The node's `/`, where its container runtime is to be seen: a hostPath mount, when this runs in a pod.
+        #[arg(long = "host-root", value_name = "FOLDER", default_value = "/")]
+        host_root: PathBuf,
+        /// Whoever listens, and whoever uses them.
         #[arg(long)]
         force: bool,
     },
@@ -81,7 +85,7 @@ pub enum Command {
 }
 
 /// Flags for serving.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct Serve {
     /// The Corefile.
     #[arg(long = "conf", visible_aliases = ["config", "corefile"], value_name = "FILE", default_value = "Corefile")]
@@ -184,6 +188,14 @@ pub struct Serve {
     /// Port of the `health` endpoint on the addresses of `-localip`; kept out of connection tracking as well.
     #[arg(long = "health-port", value_name = "PORT", default_value = "8080")]
     pub health_port: NonZeroU16,
+    /// The ConfigMap `nodestub-facts`, mounted: what the webhook has found about the cluster. Followed while it is there.
+    #[arg(
+        long = "facts-folder",
+        value_name = "FOLDER",
+        default_value = "/etc/nodestub-facts",
+        env = "NODESTUB_FACTS_FOLDER"
+    )]
+    pub facts_folder: PathBuf,
     /// Most bytes that all kept answers of all zones weigh together, in MiB.
     #[arg(long = "cache-size", value_name = "MIB", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]
     pub cache_mib: u16,
@@ -241,12 +253,13 @@ impl Placeholders {
     /// For the Corefile's reader. `variable` looks up an environment variable.
     pub fn options(&self, variable: impl Fn(&str) -> Option<String>) -> Options {
         let service = self.upstream_service.to_uppercase().replace('-', "_");
-        let cluster_dns = variable(&format!("{service}_SERVICE_HOST")).and_then(|text| text.parse().ok());
+        let cluster_dns = variable(&format!("{service}_SERVICE_HOST"));
         Options {
             default_port: self.port.get(),
             cluster_domain: self.cluster_domain.clone(),
             local_addresses: self.local_addresses(),
-            cluster_dns: cluster_dns.into_iter().collect(),
+            cluster_dns: cluster_dns.map(|text| addresses(&text)).unwrap_or_default(),
+            serve_without_cluster_dns: false,
             upstream_servers: (!self.upstream_servers.is_empty()).then(|| self.upstream_servers.clone()),
         }
     }

@@ -9,7 +9,7 @@
 //!   metrics, query_log, admin                what is seen from outside
 //!   handover          to a newer process, and from an older one
 //!   privileges, signals, control   rights, the end, and what probes ask
-//!   app               puts it together       args, node, clock, framing, watchdog
+//!   app               puts it together       args, surroundings, node, proof, cleanup, pods, clock, framing, watchdog
 //! ```
 //!
 //! Bytes are `nodestub-wire`'s, kept answers `nodestub-cache`'s, the Corefile's text `nodestub-corefile`'s, address and
@@ -20,6 +20,7 @@ pub mod admin;
 pub mod answer;
 pub mod app;
 pub mod args;
+pub mod cleanup;
 pub mod clock;
 pub mod coalesce;
 pub mod control;
@@ -31,10 +32,13 @@ pub mod local;
 pub mod loops;
 pub mod metrics;
 pub mod node;
+pub mod pods;
 pub mod privileges;
+pub mod proof;
 pub mod query_log;
 pub mod resolve;
 pub mod signals;
+pub mod surroundings;
 pub mod sys;
 pub mod tables;
 pub mod watchdog;

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use nodestub_resolver::app::{self, StartError};
 use nodestub_resolver::args::{Arguments, Command, Serve, with_two_dashes};
+use nodestub_resolver::cleanup::CleanUp;
 use nodestub_resolver::signals::{self, Signals};
 use nodestub_resolver::{control, privileges};
 use tokio::runtime::{Builder, Runtime};
@@ -24,10 +25,12 @@ fn main() -> ExitCode {
             without_rights();
             if app::check(&file, &placeholders) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
-        Some(Command::Cleanup { local_addresses, port, force }) => {
+        Some(Command::Cleanup { local_addresses, port, host_root, force }) => {
+            let in_a_pod = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
+            let wanted = CleanUp { addresses: local_addresses, port, host_root, in_a_pod, force };
             let clean_up = || {
                 privileges::confine().map_err(StartError::System)?;
-                runtime(1)?.block_on(app::clean_up(local_addresses, port, force))
+                runtime(1)?.block_on(app::clean_up(wanted))
             };
             ended(clean_up())
         }

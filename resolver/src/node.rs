@@ -10,16 +10,18 @@
 //! Only `nodestub-resolver cleanup` takes them away. What cannot be set up is said and counted, and the start goes on:
 //! where the address is there already, DNS is answered all the same.
 
-use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
 use nodestub_dataplane::desired::Error as WishError;
 use nodestub_dataplane::watch::Watch;
-use nodestub_dataplane::{Applied, Desired, Error, FailOpen, Parts, Removed};
+use nodestub_dataplane::{Applied, Desired, Error, FailOpen, Parts};
+use tokio::sync::watch;
 
 use crate::args::Serve;
 use crate::metrics::Counter;
+use crate::proof::Proof;
+use crate::surroundings::{Known, addresses};
 
 /// Pause after a repair that failed.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -56,9 +58,9 @@ pub fn wish(serve: &Serve, variable: impl Fn(&str) -> Option<String>) -> Result<
         return Ok(None);
     }
     // NodeLocal's way of naming the Service's address among the local ones (`-localip 169.254.20.10,10.96.0.10`).
-    let kube_dns: Option<IpAddr> = variable("KUBE_DNS_SERVICE_HOST").and_then(|text| text.parse().ok());
+    let kube_dns = variable("KUBE_DNS_SERVICE_HOST").map(|text| addresses(&text)).unwrap_or_default();
     let mut services = serve.intercept.clone();
-    services.extend(local.iter().filter(|address| Some(**address) == kube_dns));
+    services.extend(local.iter().filter(|address| kube_dns.contains(address)));
 
     let health_port = Some(serve.health_port);
     let mut desired = Desired::new(&local, &serve.interface_name, placeholders.port, health_port)?;
@@ -88,12 +90,14 @@ pub struct Node {
     wish: Option<Wish>,
     applied: Option<Applied>,
     errors: Arc<SetupErrors>,
+    proof: Arc<Proof>,
 }
 
 impl Node {
     /// Puts up the address and loads the rules, and reads both back. Failures are said and counted.
-    pub async fn set_up(wish: Option<Wish>) -> Self {
-        let mut node = Self { wish, applied: None, errors: Arc::default() };
+    pub async fn set_up(wish: Option<Wish>, known: &Known) -> Self {
+        let mut node = Self { wish, applied: None, errors: Arc::default(), proof: Arc::default() };
+        node.prove(known);
         let Some(wish) = &node.wish else { return node };
         match apply(wish).await {
             Ok(applied) => {
@@ -114,29 +118,86 @@ impl Node {
         Arc::clone(&self.errors)
     }
 
-    /// What becomes of queries while nobody listens, address by address.
-    pub fn fail_open(&self) -> Vec<(IpAddr, FailOpen)> {
+    /// Whether what becomes of queries while nobody listens was seen to work, address by address.
+    pub fn proof(&self) -> Arc<Proof> {
+        Arc::clone(&self.proof)
+    }
+
+    fn prove(&self, known: &Known) {
         let wish = self.wish.as_ref().filter(|wish| wish.parts.rules);
-        wish.map(|wish| wish.desired.fail_open().collect()).unwrap_or_default()
+        self.proof.set(wish.map(|wish| wish.desired.clone()), known.domain());
+    }
+
+    /// Goes over to what follows from what is known now. A wish that cannot be met leaves the former one in force.
+    async fn follow(&mut self, known: &Known, serve: &Serve) {
+        let wish = match wish(serve, |name| known.variable(name)) {
+            Ok(wish) => wish,
+            Err(error) => {
+                tracing::error!(%error, "the address and the rules stay as they are");
+                return;
+            }
+        };
+        let same = match (&wish, &self.wish) {
+            (Some(wish), Some(before)) => wish.desired == before.desired,
+            (None, None) => true,
+            _ => false,
+        };
+        if !same && let Some(wish) = &wish {
+            say_fail_open(wish);
+            match apply(wish).await {
+                Ok(applied) => self.applied = Some(applied),
+                Err(error) => {
+                    count(&self.errors, &error, false);
+                    tracing::error!(%error, "the rules do not follow what changed in the cluster");
+                    self.applied = None;
+                }
+            }
+        }
+        self.wish = wish;
+        self.prove(known);
     }
 
     /// Puts right what somebody changes: at once where the kernel tells us, and at a look every `interval` in any case;
-    /// not while this process is not `in_charge`, for a newer one may want other rules. Ends never.
-    pub async fn keep_in_order(mut self, interval: Duration, in_charge: impl Fn() -> bool) {
-        let Some(wish) = self.wish.clone() else { return };
+    /// and goes over to what follows from what becomes `known` (set up is what follows from `followed`). Not while this process is not `in_charge`, for a newer one
+    /// may want other rules. Ends never.
+    pub async fn keep_in_order(
+        mut self,
+        serve: Serve,
+        mut known: watch::Receiver<Known>,
+        mut followed: Known,
+        in_charge: impl Fn() -> bool,
+    ) {
+        if self.wish.is_none() {
+            return;
+        }
+        let interval = serve.sync_interval;
         let mut watch = Watch::open().inspect_err(|error| {
             tracing::warn!(%error, "changes to the address and the rules are noticed by looking only");
         });
         loop {
+            if in_charge() {
+                let now = known.borrow().clone();
+                if now != followed {
+                    self.follow(&now, &serve).await;
+                    followed = now;
+                }
+            }
             let Some(applied) = &mut self.applied else {
-                tokio::time::sleep(interval).await;
-                if in_charge() {
-                    self.applied = again(&wish, &self.errors).await;
+                tokio::select! {
+                    () = tokio::time::sleep(interval) => {}
+                    () = changed(&mut known) => {}
+                }
+                if in_charge()
+                    && let Some(wish) = &self.wish
+                {
+                    self.applied = again(wish, &self.errors).await;
+                    self.proof.try_soon();
                 }
                 continue;
             };
             let found = match &mut watch {
                 Ok(open) => tokio::select! {
+                    () = changed(&mut known) => continue,
                     heard = open.broken(applied) => match heard {
                         Ok(found) => Err(found),
                         Err(error) => {
@@ -147,10 +208,10 @@ impl Node {
                     },
                     () = tokio::time::sleep(interval) => applied.verify().await,
                 },
-                Err(_) => {
-                    tokio::time::sleep(interval).await;
-                    applied.verify().await
-                }
+                Err(_) => tokio::select! {
+                    () = changed(&mut known) => continue,
+                    () = tokio::time::sleep(interval) => applied.verify().await,
+                },
             };
             let Err(found) = found else { continue };
             if !in_charge() {
@@ -158,7 +219,10 @@ impl Node {
             }
             count(&self.errors, &found, true);
             match applied.repair().await {
-                Ok(()) => tracing::warn!(%found, "the node was changed by somebody, and is in order again"),
+                Ok(()) => {
+                    tracing::warn!(%found, "the node was changed by somebody, and is in order again");
+                    self.proof.try_soon();
+                }
                 Err(error) => {
                     count(&self.errors, &error, false);
                     tracing::error!(%found, %error, "the node was changed by somebody, and cannot be put in order");
@@ -167,6 +231,13 @@ impl Node {
                 }
             }
         }
+    }
+}
+
+/// Waits until something else is known; for ever where nobody follows it any more.
+async fn changed(known: &mut watch::Receiver<Known>) {
+    if known.changed().await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 
@@ -183,54 +254,6 @@ async fn again(wish: &Wish, errors: &SetupErrors) -> Option<Applied> {
             None
         }
     }
-}
-
-/// Takes away everything that we ever made on this node. Refused while something listens on one of the addresses, unless
-/// `force`: pods would lose their resolver.
-///
-/// # Errors
-/// Somebody listens, or the kernel refuses.
-pub async fn clean_up(addresses: Vec<IpAddr>, port: u16, force: bool) -> Result<Removed, CleanUpError> {
-    if !force && let Some(address) = addresses.iter().find(|address| somebody_listens(**address, port)) {
-        return Err(CleanUpError::InUse(*address));
-    }
-    nodestub_dataplane::cleanup().await.map_err(CleanUpError::Kernel)
-}
-
-/// Why nothing, or not everything, was taken away.
-#[derive(Debug)]
-pub enum CleanUpError {
-    /// Something listens on this address.
-    InUse(IpAddr),
-    /// The kernel refused.
-    Kernel(Error),
-}
-
-impl std::fmt::Display for CleanUpError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::InUse(address) => write!(
-                f,
-                "something listens on {address}, so pods may be using it: stop the resolver first, or give --force"
-            ),
-            Self::Kernel(cause) => write!(f, "{cause}"),
-        }
-    }
-}
-
-impl std::error::Error for CleanUpError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::InUse(_) => None,
-            Self::Kernel(cause) => Some(cause),
-        }
-    }
-}
-
-fn somebody_listens(address: IpAddr, port: u16) -> bool {
-    let taken =
-        |bound: std::io::Result<()>| bound.is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse);
-    taken(UdpSocket::bind((address, port)).map(drop)) || taken(TcpListener::bind((address, port)).map(drop))
 }
 
 async fn apply(wish: &Wish) -> Result<Applied, Error> {

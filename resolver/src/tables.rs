@@ -441,9 +441,11 @@ fn read_upstreams(forward: &Forward) -> Result<Vec<SocketAddr>, CompileError> {
                     .map_err(|cause| CompileError::ResolvConf(file.clone(), cause))?;
                 addresses.extend(nameservers(&text));
             }
+            Upstream::UnknownClusterDns => {}
         }
     }
     match addresses.len() {
+        0 if forward.to.contains(&Upstream::UnknownClusterDns) => Ok(addresses),
         0 => Err(CompileError::NoUpstream(forward.from.clone())),
         1..=MAX_UPSTREAMS => Ok(addresses),
         number => Err(CompileError::TooManyUpstreams(forward.from.clone(), number)),

@@ -120,7 +120,7 @@ pub struct CacheClass {
 pub struct Forward {
     /// Names in this zone are forwarded.
     pub from: Name,
-    /// 1 to 15 upstreams after files are read.
+    /// 1 to 15 upstreams after files are read; without a cluster DNS that is known, none.
     pub to: Vec<Upstream>,
     /// `except`: names in these zones are not.
     pub except: Vec<Name>,
@@ -145,6 +145,8 @@ pub enum Upstream {
     Addr(SocketAddr),
     /// A file in the format of resolv.conf; its `nameserver` lines are meant. Read when the file is loaded.
     ResolvConf(PathBuf),
+    /// The cluster DNS, whose address is not known yet: nobody to ask.
+    UnknownClusterDns,
 }
 
 /// `policy`: in which order upstreams are tried.

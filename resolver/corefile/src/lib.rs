@@ -51,6 +51,8 @@ pub struct Options {
     pub local_addresses: Vec<IpAddr>,
     /// The address of `-upstreamsvc`, for `__PILLAR__CLUSTER__DNS__`. Default none: the placeholder is an error.
     pub cluster_dns: Vec<IpAddr>,
+    /// Where that address is not known, `forward` is read all the same, with nobody to ask. Default no.
+    pub serve_without_cluster_dns: bool,
     /// For `__PILLAR__UPSTREAM__SERVERS__`. Default `None`: `/etc/resolv.conf`.
     pub upstream_servers: Option<Vec<SocketAddr>>,
 }
@@ -71,6 +73,7 @@ impl Default for Options {
             cluster_domain: None,
             local_addresses: Vec::new(),
             cluster_dns: Vec::new(),
+            serve_without_cluster_dns: false,
             upstream_servers: None,
         }
     }

@@ -26,6 +26,8 @@ use crate::lexer::{Kind, Token};
 use crate::report::{Diagnostic, Span, shown};
 
 const MARK: &str = "__PILLAR__";
+/// A cluster DNS that is not known yet.
+pub(crate) const CLUSTER_DNS: &str = "__PILLAR__CLUSTER__DNS__";
 /// Most replacements of variables in one word; a variable that holds its own name never ends.
 const MAX_REPLACEMENTS: usize = 100;
 /// Longest word after replacements, in bytes.
@@ -111,6 +113,10 @@ fn values(context: &mut Context<'_>, name: Placeholder, span: Span) -> Vec<Strin
             "give the addresses to listen on: `-localip 169.254.20.10`",
             "192.0.2.1",
         ),
+        // Left as it stands: `forward` knows it, and whatever else stands there is an error.
+        Placeholder::ClusterDns if options.cluster_dns.is_empty() && options.serve_without_cluster_dns => {
+            return vec![CLUSTER_DNS.to_owned()];
+        }
         Placeholder::ClusterDns => (
             addresses(&options.cluster_dns),
             "give the Service in front of the cluster DNS: `-upstreamsvc kube-dns-upstream`; its address is read from the \

@@ -20,6 +20,10 @@ use crate::rules::{self, Ruleset};
 pub const DEFAULT_DEVICE: &str = "nodestub";
 /// Our nftables table, in family `inet`.
 pub const TABLE: &str = "nodestub";
+/// The end of a pair of devices by which our own questions leave that try fail-open: see [`crate::proof`].
+pub const ASK_DEVICE: &str = "nodestub-ask";
+/// The end by which they come in, as a pod's do.
+pub const HEAR_DEVICE: &str = "nodestub-hear";
 /// The most addresses: far more than two families and some ClusterIPs need, few enough for one datagram of rules.
 pub const MAX_ADDRESSES: usize = 16;
 /// Linux's `IFNAMSIZ` less the final zero.

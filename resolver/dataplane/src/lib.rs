@@ -14,6 +14,7 @@
 //! | [`rules`] | the [`Ruleset`] that follows from it, and why each rule stands; no kernel, no I/O |
 //! | [`link`] | device `nodestub` of type dummy, else `lo`; addresses /32 and /128; marks to know them again; rtnetlink |
 //! | [`nftables`] | the ruleset as netfilter messages, sent as one transaction and read back |
+//! | [`proof`] | a query of our own that shows whether fail-open works here |
 //! | [`watch`] | the kernel's notifications: somebody changed something of ours |
 //!
 //! Order: the rules come before the address and go after it, so no packet to the address is ever tracked. Others' things
@@ -49,6 +50,7 @@
 pub mod desired;
 pub mod link;
 pub mod nftables;
+pub mod proof;
 pub mod rules;
 pub mod watch;
 
@@ -106,8 +108,13 @@ pub async fn apply(desired: &Desired, parts: Parts) -> Result<Applied, Error> {
 /// Whether pods still use the address is for the caller to ask before.
 pub async fn cleanup() -> Result<Removed, Error> {
     let link = link::cleanup().await;
+    let pair = proof::remove().await;
     let rules = nftables::cleanup().await;
-    Ok(Removed { link: link?, rules: rules? })
+    let mut link = link?;
+    if pair? {
+        link.devices.push(desired::ASK_DEVICE.to_owned());
+    }
+    Ok(Removed { link, rules: rules? })
 }
 
 /// What [`cleanup()`] found and took away.

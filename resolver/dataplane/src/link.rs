@@ -368,7 +368,7 @@ impl Error {
         }
     }
 
-    fn netlink(step: String, cause: rtnetlink::Error) -> Self {
+    pub(crate) fn netlink(step: String, cause: rtnetlink::Error) -> Self {
         Self::Netlink { step, cause }
     }
 }
@@ -400,13 +400,13 @@ impl std::error::Error for Error {
 }
 
 /// An rtnetlink conversation; its task ends with it.
-struct Netlink {
-    handle: Handle,
+pub(crate) struct Netlink {
+    pub(crate) handle: Handle,
     task: tokio::task::JoinHandle<()>,
 }
 
 impl Netlink {
-    fn open() -> Result<Self, Error> {
+    pub(crate) fn open() -> Result<Self, Error> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::Socket)?;
         Ok(Self { handle, task: tokio::spawn(connection) })
     }
@@ -515,7 +515,7 @@ fn full_prefix(address: IpAddr) -> u8 {
 }
 
 /// The positive errno of a refusal.
-fn errno(error: &rtnetlink::Error) -> Option<i32> {
+pub(crate) fn errno(error: &rtnetlink::Error) -> Option<i32> {
     match error {
         rtnetlink::Error::NetlinkError(message) => Some(message.raw_code().saturating_abs()),
         _ => None,

@@ -59,6 +59,13 @@
 //!   with its destination, and kube-proxy's DNAT takes it before it is routed to us. Their chain output has no rule for
 //!   the host's queries, so kube-proxy has those always.
 //!
+//!
+//! # The proof
+//!
+//! Whether a query would reach the fallback is tried by a query of our own ([`crate::proof`]), while somebody listens too:
+//! it comes in by a device of ours, whose packets go to `open` past the question who listens. To an intercepted service
+//! address it must leave untracked (`oifname`), or kube-proxy would translate it before it has come in.
+//!
 //! `tests/failopen.rs` deletes each rule, and swaps each two whose order matters, and sees packets go astray.
 
 mod model;
@@ -81,7 +88,7 @@ pub(crate) fn ruleset(desired: &Desired) -> Ruleset {
     let modes: Vec<(IpAddr, FailOpen)> = desired.fail_open().collect();
     let mut rules = Vec::new();
     prerouting(desired, &modes, &mut rules);
-    output(desired, &mut rules);
+    output(desired, &modes, &mut rules);
     let targets: Vec<(IpAddr, IpAddr, u16)> = modes
         .iter()
         .filter_map(|(address, mode)| match mode {
@@ -139,6 +146,10 @@ fn prerouting(desired: &Desired, modes: &[(IpAddr, FailOpen)], rules: &mut Vec<R
         let statements = vec![Statement::InputIsLoopback, Statement::Return];
         rules.push(Rule::new(chain, statements, "the host's own packets stay here"));
     }
+    if let Some(verdict) = past_the_listener(modes) {
+        let statements = vec![Statement::InputIsProof, verdict];
+        rules.push(Rule::new(chain, statements, "our own questions: as if nobody listened"));
+    }
     for &(address, mode) in modes {
         for protocol in Protocol::ALL {
             let verdict = match (mode, protocol) {
@@ -156,7 +167,20 @@ fn prerouting(desired: &Desired, modes: &[(IpAddr, FailOpen)], rules: &mut Vec<R
     }
 }
 
-fn output(desired: &Desired, rules: &mut Vec<Rule>) {
+/// Where a query goes that is to find out what becomes of one while nobody listens; `None` where it is refused anyway.
+fn past_the_listener(modes: &[(IpAddr, FailOpen)]) -> Option<Statement> {
+    if modes.iter().any(|(_, mode)| matches!(mode, FailOpen::To(_))) {
+        // Those for kube-proxy find no rule there, and go on as they are.
+        return Some(Statement::Goto(Chain::Open));
+    }
+    modes.iter().any(|(_, mode)| *mode == FailOpen::KubeProxy).then_some(Statement::Accept)
+}
+
+fn output(desired: &Desired, modes: &[(IpAddr, FailOpen)], rules: &mut Vec<Rule>) {
+    if modes.iter().any(|(_, mode)| *mode == FailOpen::KubeProxy) {
+        let statements = vec![Statement::OutputIsProof, Statement::NoTrack];
+        rules.push(Rule::new(Chain::Output, statements, "our own questions: translated where they come in"));
+    }
     for &address in desired.addresses() {
         let mut untracked = |side, protocol, port, purpose| {
             let statements = vec![

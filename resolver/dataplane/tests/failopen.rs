@@ -17,6 +17,7 @@ use cluster::{
     ask_udp, ip, open_tcp,
 };
 use nodestub_dataplane::desired::DEFAULT_DEVICE;
+use nodestub_dataplane::proof::{Passage, Question, try_fail_open};
 use nodestub_dataplane::rules::Statement;
 use nodestub_dataplane::{Desired, Parts, Rule, Ruleset, apply, nftables};
 use nodestub_lab::Upstream;
@@ -227,6 +228,7 @@ fn why_order_does_not_matter(one: &Rule, other: &Rule) -> Option<&'static str> {
         return Some("both only untrack, and a packet meets both");
     }
     let apart = |one: &Statement, other: &Statement| match (one, other) {
+        (Statement::InputIsLoopback, Statement::InputIsProof) => true,
         (Statement::Address(side, address), Statement::Address(same, other)) => {
             side == same && address != other
         }
@@ -273,6 +275,7 @@ fn story(wish: &Desired, rules: &Ruleset, patience: Duration) -> Result<(), Stri
         asker.udp("nobody listens", 0, "cluster")?;
         opened_past.push(asker.open("nobody listens", 1, "cluster")?);
         asker.host("nobody listens", if asker.is_service { "cluster" } else { "refused" })?;
+        asker.proof("nobody listens", wish)?;
     }
     if let Some(one) = cluster.tracked().into_iter().find(|one| is_local(wish, one.destination.ip())) {
         return Err(format!("nobody listens: tracked to the local address itself: {one:?}"));
@@ -302,6 +305,7 @@ fn story(wish: &Desired, rules: &Ruleset, patience: Duration) -> Result<(), Stri
             asker.expect("a probe", "health", &answer)?;
         }
         asker.is_untracked(&[2, 3])?;
+        asker.proof("a listener came", wish)?;
     }
 
     // 3. He is gone.
@@ -320,6 +324,9 @@ fn story(wish: &Desired, rules: &Ruleset, patience: Duration) -> Result<(), Stri
         asker.udp("a stranger listens", 0, "cluster")?;
         asker.open("a stranger listens", 5, "cluster")?;
         asker.expect("a stranger listens, a connection opened before", "cluster", &stream.ask())?;
+    }
+    for asker in &askers {
+        asker.proof("a stranger listens", wish)?;
     }
     drop(strangers);
 
@@ -371,6 +378,18 @@ impl Asker<'_> {
         self.expect(&format!("{when}, the host over UDP"), expected, &answer)?;
         let answer = ask_tcp(&self.cluster.node, 0, self.server(), self.patience);
         self.expect(&format!("{when}, the host over TCP"), expected, &answer)
+    }
+
+    /// What our own question finds that tries fail-open: the cluster DNS, whoever listens.
+    fn proof(&self, when: &str, wish: &Desired) -> Result<(), String> {
+        let question =
+            Question { query: b"who?", is_answer: &|octets| octets == b"cluster", patience: self.patience };
+        let tried =
+            self.cluster.node.block_on(async || try_fail_open(wish, self.address, question).await.unwrap());
+        match tried.unwrap() {
+            Passage::Open => Ok(()),
+            Passage::Closed(why) => Err(format!("{}: {when}, our own question: {why}", self.address)),
+        }
     }
 
     fn expect(&self, when: &str, expected: &str, answer: &str) -> Result<(), String> {

@@ -59,6 +59,8 @@ pub enum ForwardError {
     Overloaded,
     /// Each upstream sends our queries back to us.
     Looped,
+    /// The address of the cluster DNS is not known yet.
+    Unknown,
     /// All tries failed; this is the last one.
     Failed {
         /// Who was asked.
@@ -79,7 +81,7 @@ pub struct Forwarder {
     policy: Policy,
     transport: Transport,
     max_concurrent: Option<u32>,
-    /// Whom to ask; never empty.
+    /// Whom to ask; empty where that is the cluster DNS and its address is not known yet.
     pub upstreams: Vec<Arc<Upstream>>,
     next: AtomicUsize,
     concurrent: AtomicU32,
@@ -146,6 +148,9 @@ impl Forwarder {
     pub async fn ask(&self, ask: &Ask, protocol: Protocol) -> Result<Response, ForwardError> {
         let deadline = Instant::now() + TOTAL_TIMEOUT;
         let order = self.order();
+        if self.upstreams.is_empty() {
+            return Err(ForwardError::Unknown);
+        }
         if order.is_empty() {
             return Err(ForwardError::Looped);
         }
@@ -200,6 +205,7 @@ impl std::fmt::Display for ForwardError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Overloaded => f.write_str("max_concurrent queries are under way already"),
+            Self::Unknown => f.write_str("the address of the cluster DNS is not known yet"),
             Self::Looped => f.write_str("every upstream sends our queries back to us"),
             Self::Failed { upstream, cause } => write!(f, "upstream {upstream}: {cause}"),
             Self::OutOfTime => f.write_str("there was no time for a single try"),

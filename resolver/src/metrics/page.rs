@@ -1,13 +1,11 @@
 //! The page of metrics: names, labels and help texts of CoreDNS 1.15.0 where it has them; what is new is `nodestub_*`.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::UNIX_EPOCH;
 
 use nodestub_cache::Kind;
-use nodestub_dataplane::FailOpen;
 use nodestub_wire::Rcode;
 
 use super::counters::{
@@ -16,6 +14,8 @@ use super::counters::{
 use super::text::{Label, Page};
 use crate::listen::Shared;
 use crate::node::SetupErrors;
+use crate::proof::{Finding, State};
+use crate::surroundings::Service;
 use crate::tables::Tables;
 
 /// What the page needs besides the running state.
@@ -29,8 +29,12 @@ pub struct Facts {
     pub fingerprint: String,
     /// What went wrong with the address and the rules.
     pub setup_errors: Arc<SetupErrors>,
-    /// What becomes of queries while nobody listens, address by address.
-    pub fail_open: Vec<(IpAddr, FailOpen)>,
+    /// Whether what becomes of queries while nobody listens was seen to work, address by address.
+    pub fail_open: Vec<Finding>,
+    /// Whether it was for every address.
+    pub fail_open_is_proven: bool,
+    /// The Service of `-upstreamsvc`, and how it is known.
+    pub service: (String, Service),
     /// Whether `/ready` says yes.
     pub ready: bool,
     /// How handovers ended, by their label.
@@ -372,15 +376,13 @@ fn process(page: &mut Page, shared: &Shared, facts: &Facts) {
     {
         page.sample(name, &[("errortype", &kind)], count.get());
     }
-    let name = "nodestub_fail_open";
-    page.family(
-        name,
-        "gauge",
-        "1 where the kernel has an answer for queries while nobody listens, 0 where it refuses them.",
-    );
-    for (address, fail_open) in &facts.fail_open {
-        let on = !matches!(fail_open, FailOpen::Off(_));
-        page.sample(name, &[("address", address), ("to", fail_open)], u8::from(on));
+    fail_open(page, facts);
+    let name = "nodestub_upstream_service";
+    let help = "1 for how the Service of -upstreamsvc is known: found, stand_in (the cluster DNS in its place) or unknown.";
+    page.family(name, "gauge", help);
+    let (service, is) = &facts.service;
+    for one in Service::ALL {
+        page.sample(name, &[("name", service), ("state", &one.label())], u8::from(one == *is));
     }
     let help = "1 while queries are answered and no upstream loops.";
     page.single("nodestub_ready", "gauge", help, u8::from(facts.ready));
@@ -405,6 +407,36 @@ fn process(page: &mut Page, shared: &Shared, facts: &Facts) {
     page.single("nodestub_tcp_connections", "gauge", help, shared.open_connections.load(Relaxed));
     let help = "Lines of the query log dropped because the writer was behind.";
     page.single("nodestub_log_dropped_total", "counter", help, shared.resolver.query_log.dropped.get());
+}
+
+fn fail_open(page: &mut Page, facts: &Facts) {
+    let name = "nodestub_fail_open";
+    let help = "1 for what is known about queries to the address while nobody listens: works (the last query of our own was \
+                answered from where they go), broken (it was not), untried, unknown (it cannot be tried here), off.";
+    page.family(name, "gauge", help);
+    for finding in &facts.fail_open {
+        let to = finding.target();
+        for state in State::LABELS {
+            let is = u8::from(finding.state.label() == state);
+            page.sample(name, &[("address", &finding.address), ("to", &to), ("state", &state)], is);
+        }
+    }
+    let name = "nodestub_fail_open_tries_total";
+    page.family(name, "counter", "Queries of our own that tried it, by result.");
+    for finding in &facts.fail_open {
+        for (result, count) in Finding::RESULTS.iter().zip(finding.tries) {
+            page.sample(name, &[("address", &finding.address), ("result", result)], count);
+        }
+    }
+    let name = "nodestub_fail_open_answered_timestamp_seconds";
+    page.family(name, "gauge", "When one of them was answered last.");
+    for finding in &facts.fail_open {
+        if let Some(answered) = finding.answered.and_then(|at| at.duration_since(UNIX_EPOCH).ok()) {
+            page.sample(name, &[("address", &finding.address)], answered.as_secs());
+        }
+    }
+    let help = "1 while it was last seen to work for every address of this node.";
+    page.single("nodestub_fail_open_proven", "gauge", help, u8::from(facts.fail_open_is_proven));
 }
 
 fn rcode_label(code: usize) -> String {

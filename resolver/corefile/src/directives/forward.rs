@@ -11,6 +11,7 @@ use crate::context::{Context, Problem};
 use crate::lexer::Token;
 use crate::names::zones;
 use crate::parser::{Directive, Entry};
+use crate::placeholders::CLUSTER_DNS;
 use crate::report::{Diagnostic, shown};
 use crate::resolv_conf::nameservers;
 use crate::values::{duration, number_u32, server_addr};
@@ -164,7 +165,7 @@ fn read_to(context: &mut Context<'_>, directive: &Directive, tokens: &[Token]) -
             )
             .help("take some away, or use several `forward` with zones of their own"),
         );
-    } else if addresses.is_empty() {
+    } else if addresses.is_empty() && !upstreams.contains(&Upstream::UnknownClusterDns) {
         context.report(
             Diagnostic::error(span, "no upstream is left: the file has no `nameserver` line")
                 .help("name a server by its IP address"),
@@ -176,6 +177,9 @@ fn read_to(context: &mut Context<'_>, directive: &Directive, tokens: &[Token]) -
 /// The upstream, and the addresses that it stands for now.
 fn read_upstream(context: &mut Context<'_>, token: &Token) -> Option<(Upstream, Vec<SocketAddr>)> {
     let text = context.accept(token.span, without_transport(&token.text))?;
+    if text == CLUSTER_DNS {
+        return Some((Upstream::UnknownClusterDns, Vec::new()));
+    }
     if let Some(address) = server_addr(text) {
         let address = context.accept(token.span, address)?;
         return Some((Upstream::Addr(address), vec![address]));

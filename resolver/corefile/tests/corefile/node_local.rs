@@ -96,3 +96,15 @@ fn forwards_to_the_servers_that_are_given_in_place_of_the_nodes() {
         ]
     );
 }
+
+#[test]
+fn leaves_nobody_to_ask_where_the_cluster_dns_is_not_known_yet_and_that_may_be_so() {
+    let options = Options { cluster_dns: Vec::new(), serve_without_cluster_dns: true, ..options() };
+    let loaded = parse("Corefile", COREFILE, &options, &World::new()).unwrap();
+    let blocks = loaded.config.blocks;
+    assert_eq!(blocks[0].forward[0].to, [Upstream::UnknownClusterDns]);
+    assert_eq!(blocks[3].forward[0].to, [Upstream::ResolvConf("/etc/resolv.conf".into())]);
+    // Elsewhere than behind `forward` an address must stand.
+    let hosts = "a {\n hosts {\n __PILLAR__CLUSTER__DNS__ b.a\n }\n}";
+    assert!(parse("Corefile", hosts, &options, &World::new()).is_err());
+}

@@ -11,6 +11,7 @@ use netlink_packet_netfilter::nftables::{
     ListAttribute, Lookup, Meta, MetaKey, Operator, Payload, Register, Verdict, VerdictAttribute,
 };
 
+use crate::desired::{ASK_DEVICE, HEAR_DEVICE};
 use crate::rules::{Family, Protocol, Rule, SetUse, Side, Statement};
 
 /// `NFT_PAYLOAD_NETWORK_HEADER`.
@@ -25,6 +26,8 @@ const TCP_SYN: u8 = 0x02;
 const TCP_ACK: u8 = 0x10;
 /// Linux's `LOOPBACK_IFINDEX`: `lo` is the first device of every network namespace.
 const LOOPBACK_INDEX: u32 = 1;
+/// Linux's `IFNAMSIZ`.
+const DEVICE_NAME_OCTETS: usize = 16;
 /// `NF_ACCEPT`.
 const NF_ACCEPT: u32 = 1;
 
@@ -65,6 +68,10 @@ pub(super) enum Instruction {
     LoadProtocol,
     /// `meta iif`: the index of the device that the packet came in by.
     LoadInputDevice,
+    /// `meta iifname`: the name of that device.
+    LoadInputName,
+    /// `meta oifname`: the name of the device that the packet leaves by.
+    LoadOutputName,
     /// Octets of a header.
     LoadHeader { base: u32, offset: u32, length: u32, register: u32 },
     /// Something of the socket that is there for the packet; without one the rule ends.
@@ -116,6 +123,14 @@ impl Program {
             Statement::InputIsLoopback => {
                 self.push(Instruction::LoadInputDevice);
                 self.push(Instruction::Equals(LOOPBACK_INDEX.to_ne_bytes().to_vec()));
+            }
+            Statement::InputIsProof => {
+                self.push(Instruction::LoadInputName);
+                self.push(Instruction::Equals(device_name(HEAR_DEVICE)));
+            }
+            Statement::OutputIsProof => {
+                self.push(Instruction::LoadOutputName);
+                self.push(Instruction::Equals(device_name(ASK_DEVICE)));
             }
             Statement::Address(side, address) => {
                 let family = Family::of(address);
@@ -268,6 +283,13 @@ fn octets(address: IpAddr) -> Vec<u8> {
     }
 }
 
+/// A device's name as the kernel loads it: in sixteen octets, the rest zero.
+fn device_name(name: &str) -> Vec<u8> {
+    let mut octets = name.as_bytes().to_vec();
+    octets.resize(DEVICE_NAME_OCTETS, 0);
+    octets
+}
+
 /// A quarter by the name that the kernel gives it back with: where a whole register starts, the register.
 fn register_of_quarter(quarter: u32) -> u32 {
     if quarter.is_multiple_of(QUARTER_OCTETS) {
@@ -291,6 +313,8 @@ pub(super) fn encode(instruction: &Instruction) -> ListAttribute<ExpressionAttri
         Instruction::LoadFamily => load_meta(MetaKey::Nfproto),
         Instruction::LoadProtocol => load_meta(MetaKey::L4Proto),
         Instruction::LoadInputDevice => load_meta(MetaKey::Iif),
+        Instruction::LoadInputName => load_meta(MetaKey::Iifname),
+        Instruction::LoadOutputName => load_meta(MetaKey::Oifname),
         Instruction::LoadHeader { base, offset, length, register } => Expressions::Payload(vec![
             Payload::DestinationRegister(Register::from(*register)),
             Payload::Base(*base),
@@ -415,6 +439,8 @@ fn decode_meta(parts: &[Meta]) -> Option<Instruction> {
         Meta::Key(MetaKey::Nfproto) => Some(Instruction::LoadFamily),
         Meta::Key(MetaKey::L4Proto) => Some(Instruction::LoadProtocol),
         Meta::Key(MetaKey::Iif) => Some(Instruction::LoadInputDevice),
+        Meta::Key(MetaKey::Iifname) => Some(Instruction::LoadInputName),
+        Meta::Key(MetaKey::Oifname) => Some(Instruction::LoadOutputName),
         _ => None,
     })
 }
@@ -583,6 +609,7 @@ mod tests {
             Desired::new(&addresses, "nodestub", NonZeroU16::new(53).unwrap(), NonZeroU16::new(8080))
                 .and_then(|desired| desired.with_fallback(ip("169.254.20.10"), ip("10.96.0.10")))
                 .and_then(|desired| desired.with_fallback(ip("fd00::a"), ip("fd00:96::a")))
+                .and_then(|desired| desired.intercept(&[ip("10.96.0.10")]))
                 .unwrap();
         for rule in desired.ruleset().rules() {
             let decoded: Vec<_> = instructions(rule).iter().map(|one| decode(&encode(one))).collect();

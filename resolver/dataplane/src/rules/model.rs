@@ -6,6 +6,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 
+use crate::desired::{ASK_DEVICE, HEAR_DEVICE};
+
 /// `NF_IP_PRI_RAW`: before connection tracking, which is at -200.
 const PRIORITY_RAW: i32 = -300;
 /// After `NF_IP_PRI_NAT_SRC` (100), where a DNAT gives an answer its source back.
@@ -54,6 +56,10 @@ impl fmt::Display for Rule {
 pub enum Statement {
     /// The packet came in over `lo`.
     InputIsLoopback,
+    /// The packet came in by the hearing end of the pair of devices by which fail-open is tried: see `proof`.
+    InputIsProof,
+    /// The packet leaves by the asking end of that pair.
+    OutputIsProof,
     /// The packet has this address.
     Address(Side, IpAddr),
     /// The packet is of this protocol and has this port.
@@ -88,6 +94,8 @@ impl fmt::Display for Statement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::InputIsLoopback => f.write_str("iif \"lo\""),
+            Self::InputIsProof => write!(f, "iifname \"{HEAR_DEVICE}\""),
+            Self::OutputIsProof => write!(f, "oifname \"{ASK_DEVICE}\""),
             Self::Address(side, address) => {
                 write!(f, "{} {} {address}", Family::of(*address), side.of_address())
             }
