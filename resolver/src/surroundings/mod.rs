@@ -124,8 +124,8 @@ impl Known {
                 self.cluster_dns.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
             )),
             Service::Unknown => Some(format!(
-                "the cluster DNS is not known: neither variable {} nor {KUBE_DNS_VARIABLE} is set, and the folder of facts \
-                 (--facts-folder) has no cluster-dns; names that it must answer are answered SERVFAIL until then",
+                "the cluster DNS is not known: {} is not set, nor {KUBE_DNS_VARIABLE}, and the folder of facts \
+                 (--facts-folder) has no cluster-dns; names that it must answer are answered SERVFAIL until one of them says it",
                 variable_of(name)
             )),
         }
@@ -290,6 +290,8 @@ fn complain(before: Option<&Known>, now: &Known) {
         return;
     }
     match now.complaint() {
+        // Said where the Corefile asks for it.
+        Some(_) if now.service == Service::Unknown => {}
         Some(complaint) => tracing::warn!("{complaint}"),
         None if before.is_some_and(|before| before.service_addresses != now.service_addresses) => {
             tracing::info!(
