@@ -40,7 +40,7 @@ use service::Said;
 const LOOK: Duration = Duration::from_secs(2);
 /// How often the cluster DNS is asked while all is known; up to a quarter is added, so that nodes do not ask together.
 const ASK: Duration = Duration::from_secs(30);
-/// The same while something is missing.
+/// The same when something has come to be missing; each time it still is doubles it, up to the other.
 const ASK_SOON: Duration = Duration::from_secs(2);
 /// Denials in a row after which a Service that was known is not there.
 const DENIALS: u32 = 3;
@@ -234,6 +234,7 @@ impl Surroundings {
         let (sender, receiver) = watch::channel(known);
         tokio::spawn(async move {
             let mut ask_at = Instant::now();
+            let mut pause = ASK_SOON;
             loop {
                 // A folder that cannot be read is as it was: a ConfigMap's swap is never seen half, but may fail.
                 let folder = self.folder.clone();
@@ -243,9 +244,10 @@ impl Surroundings {
                 }
                 if Instant::now() >= ask_at {
                     self.ask().await;
-                    let settled = self.known().service == Service::Found;
-                    let pause = if settled { ASK } else { ASK_SOON };
-                    ask_at = Instant::now() + pause + pause.mul_f64(rand::rng().random_range(0.0..=0.25));
+                    let missing = self.known().service != Service::Found;
+                    let next = if missing { pause } else { ASK };
+                    ask_at = Instant::now() + next + next.mul_f64(rand::rng().random_range(0.0..=0.25));
+                    pause = if missing { (pause * 2).min(ASK) } else { ASK_SOON };
                 }
                 let known = self.known();
                 sender.send_if_modified(|before| {

@@ -2,6 +2,7 @@
 # What the resolver finds out about its node: whether fail-open works there, and whose pods would miss it.
 
 readonly COREFILE=$CLUSTER_DIR/failopen.Corefile
+readonly MANIFEST=$CLUSTER_DIR/resolver.yaml
 readonly CLEANUP_IMAGE=nodestub.test/cleanup:1
 
 # Starts the resolver on the node, as it runs where there is no DaemonSet.
@@ -69,6 +70,12 @@ test_the_metric_says_that_fail_open_works_and_that_it_does_not_without_kube_prox
 after() {
     running kube-proxy || "$HERE/up" node --proxy-mode "$PROXY_MODE" > /dev/null
     rm -f "$COREFILE"
+    [[ -e $MANIFEST ]] || return 0
+    (($1 == 0)) || kubectl --namespace kube-system logs daemonset/nodestub-resolver --tail=30
+    kubectl delete --filename "$MANIFEST" --ignore-not-found --timeout=60s > /dev/null
+    kubectl --namespace kube-system delete --ignore-not-found serviceaccount/nodestub-resolver \
+        configmap/nodestub-resolver > /dev/null
+    rm "$MANIFEST"
 }
 
 # no_container_of NAMESPACE POD: by the annotations of those that run.
@@ -137,4 +144,30 @@ test_cleanup_refuses_while_a_pod_has_the_address_names_it_and_cleans_when_it_is_
     [[ $said == *removed*nodestub-ask*"table inet nodestub"* ]] || fail "it says: $said"
     ! on_node nft list table inet nodestub > /dev/null 2>&1 || fail "the rules are there"
     ! on_node ip link show nodestub-ask > /dev/null 2>&1 || fail "the pair of devices is there"
+}
+
+# The manifest's resolver: two capabilities and no more, RuntimeDefault's system calls, a /proc/sys that is read only.
+test_the_manifests_resolver_serves_when_the_facts_come_and_sees_that_fail_open_works() {
+    local manifests=$HERE/../../manifests/base image=nodestub.test/resolver:1
+    make_image "$image" --program "$OUR_PROGRAMS/nodestub-resolver:/nodestub-resolver" \
+        --entrypoint '["/nodestub-resolver"]'
+    asker pod
+    kubectl --namespace kube-system create serviceaccount nodestub-resolver > /dev/null
+    kubectl --namespace kube-system create configmap nodestub-resolver --from-file "$manifests/Corefile" > /dev/null
+    sed "s,image: nodestub-resolver:.*,image: $image," "$manifests/resolver.yaml" > "$MANIFEST"
+    grep -q "image: $image" "$MANIFEST" || fail "the image was not changed"
+    kubectl apply --filename "$MANIFEST" > /dev/null
+    wait_for "$PATIENCE" "the resolver to say that it waits for the facts" resolver_says "not serving yet"
+    on_node nft list table inet nodestub > /dev/null || fail "the rules are not the first act"
+
+    kubectl --namespace kube-system patch configmap nodestub-facts --type merge --patch \
+        "{\"data\": {\"cluster-dns\": \"$CLUSTER_DNS\", \"cluster-domain\": \"$CLUSTER_DOMAIN\"}}" > /dev/null
+    # A kubelet looks at what it has mounted every minute or two.
+    kubectl --namespace kube-system rollout status daemonset/nodestub-resolver --timeout=180s > /dev/null
+    wait_for 60 "fail-open to be seen to work" fail_open_is works
+    expect_equal "an answer" "$(dig_in pod "@$LOCAL_ADDRESS" +short "$KUBERNETES_NAME")" "$KUBERNETES_SERVICE"
+}
+
+resolver_says() {
+    kubectl --namespace kube-system logs daemonset/nodestub-resolver 2> /dev/null | grep -q "$1"
 }
