@@ -94,11 +94,7 @@ impl Status {
         } else if !self.serving.load(Relaxed) {
             reasons.push("not serving yet".to_owned());
         }
-        let known = self.known.borrow();
-        if known.service == Service::Unknown && self.needs_cluster_dns() {
-            reasons.extend(known.complaint());
-        }
-        drop(known);
+        reasons.extend(self.lacks_cluster_dns());
         for block in &self.shared.tables.load().blocks {
             let looped =
                 block.forwarders.iter().flat_map(|forwarder| &forwarder.upstreams).filter(|u| u.is_looped());
@@ -109,14 +105,12 @@ impl Status {
         reasons
     }
 
-    /// Whether the Corefile names the cluster DNS by its placeholder, and nothing is known to put there.
-    fn needs_cluster_dns(&self) -> bool {
+    /// What is missing where the Corefile names the cluster DNS by its placeholder, and nothing is known to put there.
+    pub fn lacks_cluster_dns(&self) -> Option<String> {
         let tables = self.shared.tables.load();
-        tables
-            .blocks
-            .iter()
-            .flat_map(|block| &block.forwarders)
-            .any(|forwarder| forwarder.upstreams.is_empty())
+        let mut forwarders = tables.blocks.iter().flat_map(|block| &block.forwarders);
+        let lacks = forwarders.any(|forwarder| forwarder.upstreams.is_empty());
+        if lacks { self.known.borrow().complaint() } else { None }
     }
 
     /// What an operator may want to know, ready or not: one line each.

@@ -257,6 +257,9 @@ impl<'a> Running<'a> {
         *self.status.fingerprint.lock().unwrap_or_else(PoisonError::into_inner) = fingerprint(&self.config);
         self.status.serving.store(true, Relaxed);
         self.watch_for_loops();
+        if let Some(complaint) = self.status.lacks_cluster_dns() {
+            tracing::error!("{complaint}");
+        }
         for address in self.listeners.addresses() {
             tracing::info!(%address, "serving DNS");
         }

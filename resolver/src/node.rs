@@ -97,7 +97,6 @@ impl Node {
     /// Puts up the address and loads the rules, and reads both back. Failures are said and counted.
     pub async fn set_up(wish: Option<Wish>, known: &Known) -> Self {
         let mut node = Self { wish, applied: None, errors: Arc::default(), proof: Arc::default() };
-        node.prove(known);
         let Some(wish) = &node.wish else { return node };
         match apply(wish).await {
             Ok(applied) => {
@@ -110,6 +109,7 @@ impl Node {
                 tracing::error!(%error, "the node is not set up as it should be; going on with what is there");
             }
         }
+        node.prove(known);
         node
     }
 
@@ -125,7 +125,8 @@ impl Node {
 
     fn prove(&self, known: &Known) {
         let wish = self.wish.as_ref().filter(|wish| wish.parts.rules);
-        self.proof.set(wish.map(|wish| wish.desired.clone()), known.domain());
+        let in_place = self.applied.is_some();
+        self.proof.set(wish.map(|wish| wish.desired.clone()), known.domain(), in_place);
     }
 
     /// Goes over to what follows from what is known now. A wish that cannot be met leaves the former one in force.
@@ -191,7 +192,7 @@ impl Node {
                     && let Some(wish) = &self.wish
                 {
                     self.applied = again(wish, &self.errors).await;
-                    self.proof.try_soon();
+                    self.prove(&followed);
                 }
                 continue;
             };

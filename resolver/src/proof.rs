@@ -131,15 +131,18 @@ pub struct Proof {
 #[derive(Debug, Default)]
 struct Kept {
     desired: Option<Desired>,
+    in_place: bool,
     /// The cluster's domain.
     domain: Option<Name>,
     findings: Vec<Finding>,
 }
 
 impl Proof {
-    /// From now on this is in force, and to be tried soon. What is known of an address whose target stays is kept.
-    pub fn set(&self, desired: Option<Desired>, domain: Option<Name>) {
+    /// From now on this is wished, and to be tried soon. `in_place`: the rules are; without, there is nothing to try. What is
+    /// known of an address whose target stays is kept.
+    pub fn set(&self, desired: Option<Desired>, domain: Option<Name>, in_place: bool) {
         let mut kept = self.lock();
+        kept.in_place = in_place;
         let wished: Vec<_> = desired.iter().flat_map(Desired::fail_open).collect();
         let before = std::mem::take(&mut kept.findings);
         let find = |(address, to)| {
@@ -187,15 +190,19 @@ impl Proof {
 
     /// Tries each address once. True: none of them is broken.
     async fn try_all(&self) -> bool {
-        let (desired, domain) = {
+        let (desired, domain, in_place) = {
             let kept = self.lock();
-            (kept.desired.clone(), kept.domain.clone())
+            (kept.desired.clone(), kept.domain.clone(), kept.in_place)
         };
         let Some(desired) = desired else { return true };
         let covered = desired.fail_open().filter(|(_, to)| !matches!(to, FailOpen::Off(_)));
         let mut settled = true;
         for (address, to) in covered {
-            let state = try_one(&desired, address, domain.as_ref()).await;
+            let state = if in_place {
+                try_one(&desired, address, domain.as_ref()).await
+            } else {
+                State::Unknown("the rules are not in place, see the log".to_owned())
+            };
             settled &= !matches!(state, State::Broken(_));
             self.note(address, to, state);
         }
@@ -324,12 +331,12 @@ mod tests {
     fn a_node_is_proven_only_when_every_address_was_seen_to_work() {
         let proof = Proof::default();
         assert!(!proof.is_proven());
-        proof.set(Some(desired("10.96.0.10")), None);
+        proof.set(Some(desired("10.96.0.10")), None, true);
         let (v4, to) = (ip("169.254.20.10"), FailOpen::To(ip("10.96.0.10")));
         proof.note(v4, to, State::Works);
         assert!(!proof.is_proven(), "it is off for the other address");
         let both = desired("10.96.0.10").with_fallback(ip("fd00::a"), ip("fd00::10")).unwrap();
-        proof.set(Some(both), None);
+        proof.set(Some(both), None, true);
         assert!(!proof.is_proven(), "the other one is not tried yet");
         proof.note(ip("fd00::a"), FailOpen::To(ip("fd00::10")), State::Works);
         assert!(proof.is_proven());
@@ -344,11 +351,11 @@ mod tests {
     fn what_is_known_is_kept_while_the_target_stays_and_a_late_result_for_another_is_dropped() {
         let proof = Proof::default();
         let address = ip("169.254.20.10");
-        proof.set(Some(desired("10.96.0.10")), None);
+        proof.set(Some(desired("10.96.0.10")), None, true);
         proof.note(address, FailOpen::To(ip("10.96.0.10")), State::Works);
-        proof.set(Some(desired("10.96.0.10")), None);
+        proof.set(Some(desired("10.96.0.10")), None, true);
         assert_eq!(proof.findings()[0].state, State::Works);
-        proof.set(Some(desired("10.96.0.11")), None);
+        proof.set(Some(desired("10.96.0.11")), None, true);
         assert_eq!(proof.findings()[0].state, State::Untried);
         proof.note(address, FailOpen::To(ip("10.96.0.10")), State::Works);
         assert_eq!(proof.findings()[0].state, State::Untried);

@@ -113,6 +113,7 @@ clean() {
     on_node bash -c "
         nft delete table inet nodestub
         ip link delete nodestub
+        ip link delete nodestub-ask
         for address in $LOCAL_ADDRESS $CLUSTER_DNS; do ip address delete \$address/32 dev lo; done" > /dev/null 2>&1
     exit "$status"
 }

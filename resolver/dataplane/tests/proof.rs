@@ -221,14 +221,37 @@ fn leaves_a_device_alone_that_has_the_name_and_is_not_ours() {
     let cluster = Cluster::new();
     let wish = everything();
     set_up(&cluster, &wish);
-    let mut bridge = Command::new("ip");
-    bridge.args(["link", "add", ASK_DEVICE, "type", "bridge"]);
-    assert!(cluster.node.output(bridge).unwrap().status.success());
-    let error = try_once(&cluster.node, &wish, ip(LOCAL[0])).unwrap_err();
-    assert!(matches!(error, Obstacle::Link(_)), "{error}");
-    assert!(error.to_string().contains(ASK_DEVICE), "{error}");
-    let _removed = cluster.node.block_on(async || cleanup().await.unwrap()).unwrap();
-    assert!(cluster.node.addresses(ASK_DEVICE).is_ok());
+    for kind in ["bridge", "veth"] {
+        let ip_link = |action: &str, more: &[&str]| {
+            let mut command = Command::new("ip");
+            command.args(["link", action, ASK_DEVICE]).args(more);
+            assert!(cluster.node.output(command).unwrap().status.success());
+        };
+        ip_link("add", &["type", kind]);
+        let error = try_once(&cluster.node, &wish, ip(LOCAL[0])).unwrap_err();
+        assert!(matches!(error, Obstacle::ForeignDevice(ASK_DEVICE)), "{error}");
+        let _removed = cluster.node.block_on(async || cleanup().await.unwrap()).unwrap();
+        assert!(cluster.node.addresses(ASK_DEVICE).is_ok());
+        ip_link("delete", &[]);
+    }
+    set_up(&cluster, &wish);
+    works(&cluster, &wish, ip(LOCAL[0]));
+}
+
+#[test]
+fn makes_a_pair_of_which_one_end_was_taken_away_anew() {
+    if !can_play("makes_a_pair_of_which_one_end_was_taken_away_anew") {
+        return;
+    }
+    let cluster = Cluster::new();
+    let wish = everything();
+    set_up(&cluster, &wish);
+    works(&cluster, &wish, ip(LOCAL[0]));
+    let mut rename = Command::new("ip");
+    rename.args(["link", "set", HEAR_DEVICE, "down", "name", "elsewhere"]);
+    assert!(cluster.node.output(rename).unwrap().status.success());
+    works(&cluster, &wish, ip(LOCAL[0]));
+    assert!(cluster.node.addresses("elsewhere").is_err());
 }
 
 #[test]

@@ -40,7 +40,7 @@ use service::Said;
 const LOOK: Duration = Duration::from_secs(2);
 /// How often the cluster DNS is asked while all is known; up to a quarter is added, so that nodes do not ask together.
 const ASK: Duration = Duration::from_secs(30);
-/// The same while something is missing.
+/// The same when something has come to be missing; each time it still is doubles it, up to the other.
 const ASK_SOON: Duration = Duration::from_secs(2);
 /// Denials in a row after which a Service that was known is not there.
 const DENIALS: u32 = 3;
@@ -124,8 +124,8 @@ impl Known {
                 self.cluster_dns.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
             )),
             Service::Unknown => Some(format!(
-                "the cluster DNS is not known: neither variable {} nor {KUBE_DNS_VARIABLE} is set, and the folder of facts \
-                 (--facts-folder) has no cluster-dns; names that it must answer are answered SERVFAIL until then",
+                "the cluster DNS is not known: {} is not set, nor {KUBE_DNS_VARIABLE}, and the folder of facts \
+                 (--facts-folder) has no cluster-dns; names that it must answer are answered SERVFAIL until one of them says it",
                 variable_of(name)
             )),
         }
@@ -234,6 +234,7 @@ impl Surroundings {
         let (sender, receiver) = watch::channel(known);
         tokio::spawn(async move {
             let mut ask_at = Instant::now();
+            let mut pause = ASK_SOON;
             loop {
                 // A folder that cannot be read is as it was: a ConfigMap's swap is never seen half, but may fail.
                 let folder = self.folder.clone();
@@ -243,9 +244,10 @@ impl Surroundings {
                 }
                 if Instant::now() >= ask_at {
                     self.ask().await;
-                    let settled = self.known().service == Service::Found;
-                    let pause = if settled { ASK } else { ASK_SOON };
-                    ask_at = Instant::now() + pause + pause.mul_f64(rand::rng().random_range(0.0..=0.25));
+                    let missing = self.known().service != Service::Found;
+                    let next = if missing { pause } else { ASK };
+                    ask_at = Instant::now() + next + next.mul_f64(rand::rng().random_range(0.0..=0.25));
+                    pause = if missing { (pause * 2).min(ASK) } else { ASK_SOON };
                 }
                 let known = self.known();
                 sender.send_if_modified(|before| {
@@ -290,6 +292,8 @@ fn complain(before: Option<&Known>, now: &Known) {
         return;
     }
     match now.complaint() {
+        // Said where the Corefile asks for it.
+        Some(_) if now.service == Service::Unknown => {}
         Some(complaint) => tracing::warn!("{complaint}"),
         None if before.is_some_and(|before| before.service_addresses != now.service_addresses) => {
             tracing::info!(

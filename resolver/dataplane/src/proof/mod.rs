@@ -109,6 +109,8 @@ pub enum Obstacle {
         /// Of which family.
         is_ipv4: bool,
     },
+    /// A device of this name is there and is not ours.
+    ForeignDevice(&'static str),
     /// The pair of devices cannot be set up.
     Link(LinkError),
     /// A socket cannot be opened or used.
@@ -132,6 +134,9 @@ impl fmt::Display for Obstacle {
                 let family = if *is_ipv4 { "IPv4" } else { "IPv6" };
                 write!(f, "the node has no {family} address to ask from")
             }
+            Self::ForeignDevice(name) => {
+                write!(f, "device {name} is there and is not ours: give it another name, or remove it")
+            }
             Self::Link(cause) => {
                 write!(f, "{cause}")?;
                 cause.hint().map_or(Ok(()), |hint| write!(f, " ({hint})"))
@@ -146,7 +151,11 @@ impl std::error::Error for Obstacle {
         match self {
             Self::Link(cause) => Some(cause),
             Self::Socket { cause, .. } => Some(cause),
-            Self::NoFallback(_) | Self::NoVeth | Self::StrictFilter | Self::NoSource { .. } => None,
+            Self::NoFallback(_)
+            | Self::NoVeth
+            | Self::StrictFilter
+            | Self::NoSource { .. }
+            | Self::ForeignDevice(_) => None,
         }
     }
 }

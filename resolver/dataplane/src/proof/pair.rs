@@ -79,12 +79,15 @@ pub(super) async fn ensure(handle: &Handle) -> Result<Pair, Obstacle> {
 /// Takes the pair away. Returns whether there was one; a device of that name that is not ours is left alone.
 pub(super) async fn remove() -> Result<bool, LinkError> {
     let netlink = Netlink::open()?;
-    let Some(found) = link(&netlink.handle, ASK_DEVICE).await? else { return Ok(false) };
-    if !is_veth(&found) {
-        return Ok(false);
+    match link(&netlink.handle, ASK_DEVICE).await? {
+        Some(found) if is_ours(&found) => delete(&netlink.handle, &found).await,
+        _ => Ok(false),
     }
-    // Both ends go together.
-    match netlink.handle.link().del(found.header.index).execute().await {
+}
+
+/// Both ends go together.
+async fn delete(handle: &Handle, ask: &LinkMessage) -> Result<bool, LinkError> {
+    match handle.link().del(ask.header.index).execute().await {
         Err(error) if errno(&error) == Some(libc::ENODEV) => Ok(false),
         result => {
             let step = || format!("remove device {ASK_DEVICE}");
@@ -95,13 +98,18 @@ pub(super) async fn remove() -> Result<bool, LinkError> {
 
 async fn find(handle: &Handle) -> Result<Option<Pair>, Obstacle> {
     let Some(ask) = link(handle, ASK_DEVICE).await? else { return Ok(None) };
+    if !is_ours(&ask) {
+        return Err(Obstacle::ForeignDevice(ASK_DEVICE));
+    }
     let Some(hear) = link(handle, HEAR_DEVICE).await? else {
-        return Err(LinkError::ForeignDevice(ASK_DEVICE.to_owned()).into());
+        // Renamed, or moved to another namespace: not a pair any more.
+        delete(handle, &ask).await?;
+        return Ok(None);
     };
+    if !is_ours(&hear) {
+        return Err(Obstacle::ForeignDevice(HEAR_DEVICE));
+    }
     for (name, found) in [(ASK_DEVICE, &ask), (HEAR_DEVICE, &hear)] {
-        if !is_veth(found) {
-            return Err(LinkError::ForeignDevice(name.to_owned()).into());
-        }
         prepare(handle, name, found).await?;
     }
     Ok(Some(Pair { ask: ask.header.index, hear: hear.header.index }))
@@ -122,9 +130,11 @@ async fn prepare(handle: &Handle, name: &str, found: &LinkMessage) -> Result<(),
         message.attributes.push(LinkAttribute::AfSpecUnspec(specification));
         set(message).await?;
     }
-    let hardware_address = found.attributes.contains(&LinkAttribute::Address(HARDWARE_ADDRESS.to_vec()));
-    let marked = found.attributes.contains(&LinkAttribute::IfAlias(ALIAS.to_owned()));
-    if !hardware_address || !marked || !found.header.flags.contains(LinkFlags::Noarp | LinkFlags::Up) {
+    let hardware_address = has_hardware_address(found);
+    if !hardware_address
+        || !is_marked(found)
+        || !found.header.flags.contains(LinkFlags::Noarp | LinkFlags::Up)
+    {
         let change = LinkUnspec::new_with_index(index).arp(false).alias(ALIAS).up();
         let change = if hardware_address { change } else { change.address(HARDWARE_ADDRESS.to_vec()) };
         set(change.build()).await?;
@@ -266,8 +276,17 @@ async fn link(handle: &Handle, name: &str) -> Result<Option<LinkMessage>, LinkEr
     }
 }
 
-fn is_veth(found: &LinkMessage) -> bool {
-    kinds(found).any(|kind| *kind == InfoKind::Veth)
+/// Made by us, now or in a former life. The mark is set a moment after the device is made, and its address with it.
+fn is_ours(found: &LinkMessage) -> bool {
+    kinds(found).any(|kind| *kind == InfoKind::Veth) && (is_marked(found) || has_hardware_address(found))
+}
+
+fn is_marked(found: &LinkMessage) -> bool {
+    found.attributes.contains(&LinkAttribute::IfAlias(ALIAS.to_owned()))
+}
+
+fn has_hardware_address(found: &LinkMessage) -> bool {
+    found.attributes.contains(&LinkAttribute::Address(HARDWARE_ADDRESS.to_vec()))
 }
 
 fn kinds(found: &LinkMessage) -> impl Iterator<Item = &InfoKind> {
