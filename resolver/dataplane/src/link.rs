@@ -74,6 +74,14 @@ pub struct Swept {
     pub left: Vec<String>,
 }
 
+/// Index and name of the devices that have no type of their own, `lo` left out: hardware. Others are made by somebody, as those of pods.
+pub(crate) async fn hardware() -> Result<Vec<(u32, String)>, Error> {
+    let netlink = Netlink::open()?;
+    let known = devices(&netlink.handle).await?;
+    let hardware = known.into_iter().filter(|device| device.is_hardware && device.name != LOOPBACK);
+    Ok(hardware.map(|device| (device.index, device.name)).collect())
+}
+
 /// The device and addresses as applied, and which of them are ours to remove.
 #[derive(Debug)]
 pub struct Link {
@@ -424,6 +432,7 @@ struct Device {
     name: String,
     is_up: bool,
     is_dummy: bool,
+    is_hardware: bool,
     is_marked: bool,
 }
 
@@ -459,6 +468,7 @@ fn device(message: &LinkMessage) -> Device {
         name: String::new(),
         is_up: message.header.flags.contains(LinkFlags::Up),
         is_dummy: false,
+        is_hardware: true,
         is_marked: false,
     };
     for attribute in &message.attributes {
@@ -467,6 +477,7 @@ fn device(message: &LinkMessage) -> Device {
             LinkAttribute::IfAlias(alias) => device.is_marked = alias == mark::DEVICE_ALIAS,
             LinkAttribute::LinkInfo(infos) => {
                 device.is_dummy = infos.contains(&LinkInfo::Kind(InfoKind::Dummy));
+                device.is_hardware &= !infos.iter().any(|info| matches!(info, LinkInfo::Kind(_)));
             }
             _ => {}
         }
