@@ -12,7 +12,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -445,6 +445,17 @@ fn fingerprint(config: &Config) -> String {
 fn show(report: &Report) -> String {
     use std::io::IsTerminal;
     if io::stderr().is_terminal() { report.coloured() } else { report.to_string() }
+}
+
+impl StartError {
+    /// The address that somebody else listens on, where that is the reason.
+    pub fn in_use(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Bind(cause) => cause.in_use(),
+            Self::Handover(HandoverError::InUse { address, .. }) => Some(*address),
+            _ => None,
+        }
+    }
 }
 
 impl std::fmt::Display for StartError {

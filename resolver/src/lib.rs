@@ -24,6 +24,7 @@ pub mod coalesce;
 pub mod forward;
 pub mod framing;
 pub mod handover;
+pub mod holder;
 pub mod listen;
 pub mod local;
 pub mod loops;

@@ -8,6 +8,7 @@ use clap::Parser;
 use nodestub_resolver::app;
 use nodestub_resolver::app::StartError;
 use nodestub_resolver::args::{Arguments, Command, Serve, with_two_dashes};
+use nodestub_resolver::holder;
 use tokio::runtime::{Builder, Runtime};
 use tracing_subscriber::EnvFilter;
 
@@ -53,6 +54,9 @@ fn ended(result: Result<(), StartError>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
+            if let Some(holder) = error.in_use().and_then(holder::describe) {
+                eprintln!("{holder}, and it is left alone; stop it, or give this resolver another address");
+            }
             ExitCode::FAILURE
         }
     }

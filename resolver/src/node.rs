@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use nodestub_dataplane::desired::Error as WishError;
 use nodestub_dataplane::watch::Watch;
-use nodestub_dataplane::{Applied, Desired, Error, FailOpen, Parts, Removed};
+use nodestub_dataplane::{Applied, Desired, Error, FailOpen, Parts, Removed, desired, link, nftables};
 
 use crate::args::Serve;
 use crate::metrics::Counter;
@@ -94,8 +94,16 @@ impl Node {
     /// Puts up the address and loads the rules, and reads both back. Failures are said and counted.
     pub async fn set_up(wish: Option<Wish>) -> Self {
         let mut node = Self { wish, applied: None, errors: Arc::default() };
+        let rules_are_wished = node.wish.as_ref().is_some_and(|wish| wish.parts.rules);
+        if !rules_are_wished && matches!(nftables::is_there().await, Ok(true)) {
+            tracing::warn!(
+                "these flags ask for no rules, but table inet {} of an earlier start is loaded and in force: pods may \
+                 live by it, so it stays. `nodestub-resolver cleanup` takes it away, with address and device",
+                desired::TABLE
+            );
+        }
         let Some(wish) = &node.wish else { return node };
-        match apply(wish).await {
+        match apply(wish, &node.errors).await {
             Ok(applied) => {
                 tracing::info!(device = applied.device(), rules = applied.rule_count(), "the node is set up");
                 say_fail_open(wish);
@@ -157,6 +165,10 @@ impl Node {
                 continue;
             }
             count(&self.errors, &found, true);
+            if is_taken_service(&found, applied.desired()) {
+                self.applied = again(&wish, &self.errors).await;
+                continue;
+            }
             match applied.repair().await {
                 Ok(()) => tracing::warn!(%found, "the node was changed by somebody, and is in order again"),
                 Err(error) => {
@@ -172,9 +184,9 @@ impl Node {
 
 /// Tries once more what could not be set up at the start.
 async fn again(wish: &Wish, errors: &SetupErrors) -> Option<Applied> {
-    match apply(wish).await {
+    match apply(wish, errors).await {
         Ok(applied) => {
-            tracing::info!("the node is set up at last");
+            tracing::info!(device = applied.device(), rules = applied.rule_count(), "the node is set up");
             Some(applied)
         }
         Err(error) => {
@@ -233,10 +245,39 @@ fn somebody_listens(address: IpAddr, port: u16) -> bool {
     taken(UdpSocket::bind((address, port)).map(drop)) || taken(TcpListener::bind((address, port)).map(drop))
 }
 
-async fn apply(wish: &Wish) -> Result<Applied, Error> {
-    let applied = nodestub_dataplane::apply(&wish.desired, wish.parts).await?;
-    applied.verify().await?;
-    Ok(applied)
+/// An address that is somebody else's is left to them, and said; the others are set up. Only where none is left it is an
+/// error.
+async fn apply(wish: &Wish, errors: &SetupErrors) -> Result<Applied, Error> {
+    let mut desired = wish.desired.clone();
+    loop {
+        let applied = async {
+            let applied = nodestub_dataplane::apply(&desired, wish.parts).await?;
+            applied.verify().await.map(|()| applied)
+        };
+        let error = match applied.await {
+            Err(error) => error,
+            applied => return applied,
+        };
+        let rest = taken(&error).and_then(|address| desired.without(address));
+        let Some(rest) = rest else { return Err(error) };
+        count(errors, &error, false);
+        tracing::error!(%error, "this address is left to whoever has it; going on with the others");
+        desired = rest;
+    }
+}
+
+/// The address that another device carries, where that is what is wrong.
+fn taken(error: &Error) -> Option<IpAddr> {
+    match error {
+        Error::Link(link::Error::Taken { address, .. }) => Some(*address),
+        _ => None,
+    }
+}
+
+/// Whether kube-proxy has begun to carry the address of a Service itself (IPVS): then rules of ours for it would only
+/// get in its way. A local address that another device carries as well still leads to us, and stays.
+fn is_taken_service(error: &Error, desired: &Desired) -> bool {
+    taken(error).is_some_and(|address| desired.is_service(address))
 }
 
 fn count(errors: &SetupErrors, error: &Error, checked: bool) {

@@ -366,9 +366,10 @@ impl Error {
                 _ => None,
             },
             Self::ForeignDevice(_) => Some("choose another name for the device, or remove that one"),
-            Self::Taken { device, .. } if device == "kube-ipvs0" => {
-                Some("kube-proxy in IPVS mode owns service addresses: use a local address only")
-            }
+            Self::Taken { device, .. } if device == "kube-ipvs0" => Some(
+                "kube-proxy in IPVS mode owns the addresses of Services: take it out of -localip and --intercept, \
+                     and point pods at a local address such as 169.254.20.10",
+            ),
             Self::Taken { .. } => {
                 Some("another node cache seems to run here: remove it, or choose another address")
             }
