@@ -28,14 +28,14 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Admin, AdminError, Status};
-use crate::args::{Placeholders, Serve};
+use crate::args::{Mode, Placeholders, Serve};
 use crate::clock::Clock;
 use crate::coalesce::Coalescer;
 use crate::handover::{Entrance, Event, HandoverError, Handovers, Identity, Pantry, Post, StoodBy, Taken};
 use crate::listen::{BindError, Listeners, MAX_WORKERS, Shared};
 use crate::loops::{self, LoopProbes};
 use crate::metrics::Counter;
-use crate::node::{self, CleanUpError, Node};
+use crate::node::{self, CleanUpError, Node, WishError};
 use crate::query_log::QueryLog;
 use crate::resolve::Resolver;
 use crate::tables::{CompileError, Tables, Workshop};
@@ -55,7 +55,9 @@ pub enum StartError {
     /// It reads, but cannot be served here.
     Compile(CompileError),
     /// The flags about the local address make no sense.
-    Wish(nodestub_dataplane::desired::Error),
+    Wish(WishError),
+    /// In mode redirect the Corefile binds a local address, which nobody puts up.
+    BoundInRedirect(SocketAddr),
     /// `cleanup` did not do its work.
     CleanUp(CleanUpError),
     /// `rules` has nothing to print.
@@ -111,6 +113,11 @@ pub async fn serve(arguments: &Serve) -> Result<(), StartError> {
         std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS).min(cpus.len());
     let mut workshop = Workshop::new(workers).with_metrics(arguments.metrics_listen_address);
     let tables = workshop.compile(&config).map_err(StartError::Compile)?;
+    if arguments.mode == Some(Mode::Redirect)
+        && let Some(bound) = tables.listeners.keys().find(|bound| local_addresses.contains(&bound.ip()))
+    {
+        return Err(StartError::BoundInRedirect(*bound));
+    }
     let resolver = new_resolver(arguments).map_err(StartError::System)?;
     let pantry = Pantry::new(&resolver.cache, resolver.clock, &tables);
     let wanted: Vec<_> = tables.listeners.keys().copied().collect();
@@ -400,8 +407,8 @@ fn options(placeholders: &Placeholders) -> Options {
 }
 
 fn read(arguments: &Serve) -> Result<Config, Box<Report>> {
-    let loaded =
-        nodestub_corefile::load(arguments.corefile(), &options(&arguments.placeholders)).map_err(Box::new)?;
+    let options = arguments.options(|name| std::env::var(name).ok());
+    let loaded = nodestub_corefile::load(arguments.corefile(), &options).map_err(Box::new)?;
     if !loaded.warnings.is_empty() {
         tracing::warn!("{}", loaded.warnings);
     }
@@ -464,6 +471,10 @@ impl std::fmt::Display for StartError {
             Self::Corefile(report) => write!(f, "{report}"),
             Self::Compile(cause) => write!(f, "{cause}"),
             Self::Wish(cause) => write!(f, "{cause}"),
+            Self::BoundInRedirect(address) => write!(
+                f,
+                "the Corefile binds {address}, and --mode redirect puts no address on this node: write `bind 0.0.0.0`"
+            ),
             Self::CleanUp(cause) => write!(f, "{cause}"),
             Self::NoRules => f.write_str("these flags ask for no rules: give an address with -localip"),
             Self::Admin(cause) => write!(f, "{cause}"),
@@ -477,7 +488,7 @@ impl std::fmt::Display for StartError {
 impl std::error::Error for StartError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Corefile(_) | Self::NoRules => None,
+            Self::Corefile(_) | Self::NoRules | Self::BoundInRedirect(_) => None,
             Self::Compile(cause) => Some(cause),
             Self::Wish(cause) => Some(cause),
             Self::CleanUp(cause) => Some(cause),

@@ -14,11 +14,10 @@ use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nodestub_dataplane::desired::Error as WishError;
 use nodestub_dataplane::watch::Watch;
 use nodestub_dataplane::{Applied, Desired, Error, FailOpen, Parts, Removed, desired, link, nftables};
 
-use crate::args::Serve;
+use crate::args::{Mode, Serve};
 use crate::metrics::Counter;
 
 /// Pause after a repair that failed.
@@ -51,7 +50,11 @@ pub struct Wish {
 pub fn wish(serve: &Serve, variable: impl Fn(&str) -> Option<String>) -> Result<Option<Wish>, WishError> {
     let placeholders = &serve.placeholders;
     let local = placeholders.local_addresses();
-    let parts = Parts { rules: serve.setup_rules, addresses: serve.setup_interface };
+    if serve.mode == Some(Mode::Redirect) {
+        return redirected(serve).map(|()| None);
+    }
+    let parts =
+        Parts { rules: serve.setup_rules.unwrap_or(true), addresses: serve.setup_interface.unwrap_or(true) };
     if (local.is_empty() && serve.intercept.is_empty()) || !(parts.rules || parts.addresses) {
         return Ok(None);
     }
@@ -59,6 +62,12 @@ pub fn wish(serve: &Serve, variable: impl Fn(&str) -> Option<String>) -> Result<
     let kube_dns: Option<IpAddr> = variable("KUBE_DNS_SERVICE_HOST").and_then(|text| text.parse().ok());
     let mut services = serve.intercept.clone();
     services.extend(local.iter().filter(|address| Some(**address) == kube_dns));
+
+    match serve.mode {
+        Some(Mode::Local) if !services.is_empty() => return Err(WishError::LocalWithService(services)),
+        Some(Mode::Intercept) if services.is_empty() => return Err(WishError::NothingToIntercept),
+        _ => {}
+    }
 
     let health_port = Some(serve.health_port);
     let mut desired = Desired::new(&local, &serve.interface_name, placeholders.port, health_port)?;
@@ -80,6 +89,74 @@ pub fn wish(serve: &Serve, variable: impl Fn(&str) -> Option<String>) -> Result<
         desired = desired.without_fail_open();
     }
     Ok(Some(Wish { desired, parts }))
+}
+
+/// In mode redirect nothing of the node is touched: flags that ask for it contradict.
+fn redirected(serve: &Serve) -> Result<(), WishError> {
+    let asked = [
+        (serve.setup_interface == Some(true), "-setupinterface=true"),
+        (serve.setup_rules == Some(true), "-setupiptables=true"),
+        (!serve.intercept.is_empty(), "--intercept"),
+        (!serve.fallback.is_empty(), "--fallback"),
+    ];
+    match asked.into_iter().find(|(is_asked, _)| *is_asked) {
+        Some((_, flag)) => Err(WishError::RedirectWith(flag)),
+        None => Ok(()),
+    }
+}
+
+/// Why what the flags ask for cannot be had.
+#[derive(Debug, PartialEq, Eq)]
+pub enum WishError {
+    /// On no node.
+    Impossible(desired::Error),
+    /// Mode redirect and a flag that has no meaning in it.
+    RedirectWith(&'static str),
+    /// Mode local, and addresses of Services.
+    LocalWithService(Vec<IpAddr>),
+    /// Mode intercept without any address of a Service.
+    NothingToIntercept,
+}
+
+impl From<desired::Error> for WishError {
+    fn from(cause: desired::Error) -> Self {
+        Self::Impossible(cause)
+    }
+}
+
+impl std::fmt::Display for WishError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Impossible(cause) => write!(f, "{cause}"),
+            Self::RedirectWith(flag) => write!(
+                f,
+                "--mode redirect touches nothing of the node, and {flag} asks for it: leave one of them out"
+            ),
+            Self::LocalWithService(services) => {
+                let services: Vec<String> = services.iter().map(ToString::to_string).collect();
+                write!(
+                    f,
+                    "--mode local answers on no address of a Service, and {} is one: take it out of -localip and \
+                     --intercept, or use --mode intercept",
+                    services.join(", ")
+                )
+            }
+            Self::NothingToIntercept => f.write_str(
+                "--mode intercept: no address of a Service is given. Name it with --intercept, or among -localip where \
+                 it is KUBE_DNS_SERVICE_HOST; that variable is missing where there is no Service kube-dns in the \
+                 pod's namespace",
+            ),
+        }
+    }
+}
+
+impl std::error::Error for WishError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Impossible(cause) => Some(cause),
+            _ => None,
+        }
+    }
 }
 
 /// The node as it was set up, and what keeps it so.
@@ -350,5 +427,33 @@ mod tests {
     fn services_to_intercept_are_named_by_a_flag_as_well() {
         let found = fail_open("x -localip 169.254.20.10 --fallback 192.0.2.53 --intercept 10.96.0.10", &[]);
         assert_eq!(found, ["169.254.20.10 to 192.0.2.53", "10.96.0.10 to kube-proxy"]);
+    }
+
+    /// What is wrong with the flags; empty: nothing.
+    fn contradiction(line: &str) -> String {
+        let words = line.split_whitespace().map(std::ffi::OsString::from);
+        let arguments = Arguments::try_parse_from(with_two_dashes(words)).unwrap();
+        let variable = |name: &str| (name == "KUBE_DNS_SERVICE_HOST").then(|| "10.96.0.10".to_owned());
+        wish(&arguments.serve, variable).err().map(|error| error.to_string()).unwrap_or_default()
+    }
+
+    #[test]
+    fn modes_refuse_flags_that_contradict_them_and_name_the_flag() {
+        let both = "-localip 169.254.20.10,10.96.0.10";
+        for line in [
+            "--mode local -localip 169.254.20.10",
+            "--mode redirect -localip 169.254.20.10 -setupinterface=false",
+        ] {
+            assert_eq!(contradiction(&format!("x {line}")), "");
+        }
+        assert_eq!(contradiction(&format!("x --mode intercept {both}")), "");
+        assert!(contradiction(&format!("x --mode local {both}")).contains("10.96.0.10"));
+        assert!(contradiction("x --mode intercept -localip 169.254.20.10").contains("--intercept"));
+        for flag in
+            ["-setupinterface=true", "-setupiptables=true", "--intercept 10.96.0.10", "--fallback 10.96.0.10"]
+        {
+            let found = contradiction(&format!("x --mode redirect {both} {flag}"));
+            assert!(found.contains(flag.split(' ').next().unwrap()), "{flag}: {found}");
+        }
     }
 }

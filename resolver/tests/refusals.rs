@@ -298,6 +298,62 @@ fn says_that_the_service_in_front_of_the_cluster_dns_is_missing() {
     command.args(["--cluster-domain", "cluster.local"]);
     let said = node.refused(command);
     assert!(said.contains("KUBE_DNS_UPSTREAM_SERVICE_HOST") && said.contains("-upstreamsvc"), "{said}");
+    let said = node.refused(node.command("--mode intercept -localip 169.254.20.10"));
+    assert!(said.contains("--intercept") && said.contains("Service"), "{said}");
+}
+
+/// The flags of NodeLocal's manifest for a local redirect policy, as Cilium's documentation has them, and its Corefile:
+/// NodeLocal's own, bound to every address. The pod has an address of its own, and no rights on the node.
+#[test]
+fn serves_behind_a_local_redirect_policy_and_touches_nothing() {
+    if !can_make_namespaces("serves_behind_a_local_redirect_policy_and_touches_nothing") {
+        return;
+    }
+    let flags = "-localip 169.254.20.10,10.96.0.10 -upstreamsvc kube-dns-upstream -skipteardown=true \
+                 -setupinterface=false -setupiptables=false --cluster-domain cluster.local";
+    let bound_to_all = nodelocal_corefile()
+        .replace("bind __PILLAR__LOCAL__DNS__ __PILLAR__DNS__SERVER__", "bind 0.0.0.0")
+        .replace("health __PILLAR__LOCAL__DNS__:8080", "health");
+    assert!(bound_to_all.contains("bind 0.0.0.0") && !bound_to_all.contains("LOCAL__DNS__"));
+    // With our own flag, placeholders for the local address serve as well: there is none.
+    let placeholders = nodelocal_corefile();
+    let with_mode = "--mode redirect -localip 169.254.20.10,10.96.0.10 -upstreamsvc kube-dns-upstream \
+                     --cluster-domain cluster.local";
+    for (corefile, flags) in [
+        (&bound_to_all, flags.to_owned()),
+        (&bound_to_all, format!("{flags} --mode redirect")),
+        (&placeholders, with_mode.to_owned()),
+    ] {
+        let node = Node::new();
+        std::fs::write(node.corefile(), corefile).unwrap();
+        let mut command = node.without_net_admin(&flags);
+        command.env("KUBE_DNS_UPSTREAM_SERVICE_HOST", CLUSTER_DNS);
+        let daemon = node.start(command);
+        node.pod_resolves(NODE);
+        let health = socket(&format!("{NODE}:8080"));
+        assert_eq!(node.net.run(|| common::get(health, "/health")).unwrap().1, "OK");
+        let said = daemon.lines().join("\n");
+        assert!(!said.contains("NET_ADMIN") && !said.contains("WARN") && !said.contains("ERROR"), "{said}");
+        assert_eq!(node.table(), "");
+        for address in [LOCAL, SERVICE] {
+            assert_eq!(node.carriers(address), [""; 0]);
+        }
+    }
+}
+
+#[test]
+fn says_what_contradicts_a_local_redirect_policy() {
+    if !can_make_namespaces("says_what_contradicts_a_local_redirect_policy") {
+        return;
+    }
+    let node = Node::new();
+    let said = node.refused(node.command("--mode redirect -localip 169.254.20.10"));
+    assert!(said.contains("binds 169.254.20.10:53") && said.contains("bind 0.0.0.0"), "{said}");
+    node.write_corefile("0.0.0.0");
+    let said = node.refused(node.command("--mode redirect -localip 169.254.20.10 -setupiptables=true"));
+    assert!(said.contains("--mode redirect") && said.contains("-setupiptables=true"), "{said}");
+    let _daemon = node.start(node.command("--mode redirect -localip 169.254.20.10"));
+    node.pod_resolves(NODE);
 }
 
 /// NodeLocal's own: the corefile crate has it, with source and licence.
