@@ -22,6 +22,7 @@ use crate::handover::Handovers;
 use crate::listen::Shared;
 use crate::metrics::{Facts, render};
 use crate::node::SetupErrors;
+use crate::obstacles::Obstacles;
 use crate::tables::{Endpoints, Workshop};
 
 /// Connections that wait for being accepted.
@@ -46,6 +47,8 @@ pub struct Status {
     pub setup_errors: Arc<SetupErrors>,
     /// What becomes of queries while nobody listens, address by address.
     pub fail_open: Vec<(IpAddr, FailOpen)>,
+    /// Chains of others that would drop our packets.
+    pub obstacles: Arc<Obstacles>,
     /// What became of handovers.
     pub handovers: Handovers,
 }
@@ -106,6 +109,7 @@ impl Status {
             fingerprint: self.fingerprint.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             setup_errors: Arc::clone(&self.setup_errors),
             fail_open: self.fail_open.clone(),
+            obstacles: self.obstacles.report(),
             ready: self.unready().is_empty(),
             handovers: self.handovers.counts(),
             has_stand_by: self.shared.has_stand_by.load(Relaxed),
@@ -271,12 +275,15 @@ async fn ready(State(place): State<Place>) -> (StatusCode, String) {
     if !serves(&place, |endpoints| endpoints.ready) {
         return (NOT_HERE.0, NOT_HERE.1.to_owned());
     }
-    let reasons = place.0.unready();
-    if reasons.is_empty() {
-        (StatusCode::OK, "OK".to_owned())
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n"))
+    let mut lines = place.0.unready();
+    let is_ready = lines.is_empty();
+    if is_ready {
+        lines.push("OK".to_owned());
     }
+    // What is wrong on this node and keeps nobody from being ready: others would not do better.
+    lines.extend(place.0.obstacles.details());
+    let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, lines.join("\n"))
 }
 
 async fn metrics(

@@ -36,6 +36,7 @@ use crate::listen::{BindError, Listeners, MAX_WORKERS, Shared};
 use crate::loops::{self, LoopProbes};
 use crate::metrics::Counter;
 use crate::node::{self, CleanUpError, Node, WishError};
+use crate::obstacles::{self, Obstacles};
 use crate::query_log::QueryLog;
 use crate::resolve::Resolver;
 use crate::tables::{CompileError, Tables, Workshop};
@@ -129,6 +130,11 @@ pub async fn serve(arguments: &Serve) -> Result<(), StartError> {
     let mut running = Running::start(arguments, parts, resolver, &node, identity, taken).await?;
     let status = Arc::clone(&running.status);
     let in_charge = move || !status.handovers.is_standing_by();
+    if let Some(desired) = node.rules().cloned() {
+        let found = Arc::clone(&running.status.obstacles);
+        let looking = obstacles::keep_looking(desired, arguments.sync_interval, found, in_charge.clone());
+        tokio::spawn(looking);
+    }
     tokio::spawn(node.keep_in_order(arguments.sync_interval, in_charge));
     if let Some(file) = &arguments.pid_file
         && let Err(cause) = std::fs::write(file, format!("{}\n", std::process::id()))
@@ -158,15 +164,16 @@ enum Left {
     StandingBy,
 }
 
-/// Prints the rules that these flags ask for.
+/// Prints the rules that these flags ask for, and chains of others on this node that would drop DNS all the same.
 ///
 /// # Errors
 /// The flags make no sense, or ask for no rules.
-pub fn print_rules(arguments: &Serve) -> Result<(), StartError> {
+pub async fn print_rules(arguments: &Serve) -> Result<(), StartError> {
     let wish = node::wish(arguments, |name| std::env::var(name).ok()).map_err(StartError::Wish)?;
     match wish.filter(|wish| wish.parts.rules) {
         Some(wish) => {
             print!("{}", wish.desired.ruleset());
+            print!("{}", obstacles::Comments(nodestub_dataplane::obstacles::look(&wish.desired).await));
             Ok(())
         }
         None => Err(StartError::NoRules),
@@ -215,6 +222,7 @@ impl<'a> Running<'a> {
             fingerprint: Mutex::default(),
             setup_errors: node.errors(),
             fail_open: node.fail_open(),
+            obstacles: Arc::new(Obstacles::default()),
             handovers: Handovers::default(),
         });
         let mut listeners = Listeners::start(&shared, workers, cpus).map_err(StartError::System)?;

@@ -8,7 +8,7 @@
 //!   resolve           what must be asked     coalesce, local, forward/{udp,tcp,upstream,health}, loops
 //!   metrics, query_log, admin                what is seen from outside
 //!   handover          to a newer process, and from an older one
-//!   app               puts it together       args, node, clock, framing, watchdog
+//!   app               puts it together       args, node, obstacles, holder, clock, framing, watchdog
 //! ```
 //!
 //! Bytes are `nodestub-wire`'s, kept answers `nodestub-cache`'s, the Corefile's text `nodestub-corefile`'s, address and
@@ -30,6 +30,7 @@ pub mod local;
 pub mod loops;
 pub mod metrics;
 pub mod node;
+pub mod obstacles;
 pub mod query_log;
 pub mod resolve;
 pub mod sys;

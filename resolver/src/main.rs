@@ -28,7 +28,9 @@ fn main() -> ExitCode {
         Some(Command::Cleanup { local_addresses, port, force }) => ended(
             runtime(1).and_then(|runtime| runtime.block_on(app::clean_up(&local_addresses, port, force))),
         ),
-        Some(Command::Rules(serve)) => ended(app::print_rules(&serve)),
+        Some(Command::Rules(serve)) => {
+            ended(runtime(1).and_then(|runtime| runtime.block_on(app::print_rules(&serve))))
+        }
         None => ended(serve(&arguments.serve)),
     }
 }

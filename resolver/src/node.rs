@@ -199,10 +199,15 @@ impl Node {
         Arc::clone(&self.errors)
     }
 
+    /// What the rules are for, where they are our part: what was set up, or while that failed, what is wished.
+    pub fn rules(&self) -> Option<&Desired> {
+        let wish = self.wish.as_ref().filter(|wish| wish.parts.rules)?;
+        Some(self.applied.as_ref().map_or(&wish.desired, Applied::desired))
+    }
+
     /// What becomes of queries while nobody listens, address by address.
     pub fn fail_open(&self) -> Vec<(IpAddr, FailOpen)> {
-        let wish = self.wish.as_ref().filter(|wish| wish.parts.rules);
-        wish.map(|wish| wish.desired.fail_open().collect()).unwrap_or_default()
+        self.rules().map(|desired| desired.fail_open().collect()).unwrap_or_default()
     }
 
     /// Puts right what somebody changes: at once where the kernel tells us, and at a look every `interval` in any case;

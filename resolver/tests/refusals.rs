@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use common::{HANG, Metrics, ip, patient, patient_tcp, socket, upstream_in};
 use nodestub_lab::skip::can_make_namespaces;
 use nodestub_lab::upstream::zone;
-use nodestub_lab::{Daemon, Netns, Upstream, ask};
+use nodestub_lab::{Daemon, Netns, Options, Upstream, ask};
 use tempfile::TempDir;
 
 const LOCAL: &str = "169.254.20.10";
@@ -113,6 +113,12 @@ impl Node {
         }
     }
 
+    fn pod_is_answered_at_once(&self, server: &str) -> bool {
+        let options = Options { timeout: Duration::from_millis(300), ..Options::default() };
+        let server = SocketAddr::new(ip(server), 53);
+        self.pod.run(|| ask(server, NAME, "A", &options)).unwrap().is_ok()
+    }
+
     fn get(&self, port: u16, path: &str) -> String {
         let address = socket(&format!("{NODE}:{port}"));
         self.net.run(|| common::get(address, path)).unwrap().1
@@ -154,6 +160,51 @@ fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
         assert!(begun.elapsed() < HANG, "never: {what}");
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+#[test]
+fn names_a_chain_that_drops_queries_once_and_the_line_that_it_prints_helps() {
+    const TEST: &str = "names_a_chain_that_drops_queries_once_and_the_line_that_it_prints_helps";
+    if !can_make_namespaces(TEST) {
+        return;
+    }
+    let node = Node::new();
+    let flags = "-localip 169.254.20.10 -syncinterval 1h";
+    let daemon = node.start(node.command(flags));
+    node.pod_resolves(LOCAL);
+    // The kernel tells: a look would come an hour later. What is more, established connections are let in, as usual.
+    node.sh("nft -f - <<END
+        table inet guard { chain input { type filter hook input priority 0; policy drop;
+            ct state established,related accept
+            iifname lo accept
+            tcp dport { 8181, 9153 } accept; }; }\nEND");
+    let named = |line: &str| line.contains("chain input of table inet guard drops queries of pods");
+    daemon.wait_for_line(HANG, named).unwrap();
+    assert!(!node.pod_is_answered_at_once(LOCAL));
+    let labels = [("table", "inet guard"), ("chain", "input"), ("certain", "yes")];
+    assert_eq!(node.metric("nodestub_node_obstacles", &labels), 1.0);
+    let ready = node.get(8181, "/ready");
+    assert!(ready.starts_with("OK") && ready.contains("table inet guard"), "{ready}");
+
+    // Another change of the same table is no news.
+    node.sh("nft add rule inet guard input tcp dport 22 accept");
+    // And `rules` says the same, as comments: the text loads.
+    let mut rules = common::binary();
+    rules.args(["rules", "-localip", LOCAL]);
+    let text = String::from_utf8(node.net.output(rules).unwrap().stdout).unwrap();
+    let lines: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("#     ")).collect();
+    assert_eq!(lines.len(), 2, "{text}");
+    std::fs::write(node.folder.path().join("rules.nft"), &text).unwrap();
+    node.sh(&format!("nft --check -f {}", node.folder.path().join("rules.nft").display()));
+
+    for line in lines {
+        node.sh(line);
+    }
+    daemon.wait_for_line(HANG, |line| line.contains("drops nothing of ours any more")).unwrap();
+    node.pod_resolves(LOCAL);
+    assert_eq!(node.metric("nodestub_node_obstacles", &[]), 0.0);
+    assert_eq!(node.get(8181, "/ready"), "OK");
+    assert_eq!(daemon.lines().iter().filter(|line| named(line)).count(), 1);
 }
 
 #[test]

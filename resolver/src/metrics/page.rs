@@ -8,6 +8,7 @@ use std::time::UNIX_EPOCH;
 
 use nodestub_cache::Kind;
 use nodestub_dataplane::FailOpen;
+use nodestub_dataplane::obstacles::Report;
 use nodestub_wire::Rcode;
 
 use super::counters::{
@@ -31,6 +32,8 @@ pub struct Facts {
     pub setup_errors: Arc<SetupErrors>,
     /// What becomes of queries while nobody listens, address by address.
     pub fail_open: Vec<(IpAddr, FailOpen)>,
+    /// Chains of others that would drop our packets.
+    pub obstacles: Report,
     /// Whether `/ready` says yes.
     pub ready: bool,
     /// How handovers ended, by their label.
@@ -382,6 +385,7 @@ fn process(page: &mut Page, shared: &Shared, facts: &Facts) {
         let on = !matches!(fail_open, FailOpen::Off(_));
         page.sample(name, &[("address", address), ("to", fail_open)], u8::from(on));
     }
+    obstacles(page, &facts.obstacles);
     let help = "1 while queries are answered and no upstream loops.";
     page.single("nodestub_ready", "gauge", help, u8::from(facts.ready));
     let name = "nodestub_handover_total";
@@ -405,6 +409,20 @@ fn process(page: &mut Page, shared: &Shared, facts: &Facts) {
     page.single("nodestub_tcp_connections", "gauge", help, shared.open_connections.load(Relaxed));
     let help = "Lines of the query log dropped because the writer was behind.";
     page.single("nodestub_log_dropped_total", "counter", help, shared.resolver.query_log.dropped.get());
+}
+
+/// Bounded by the dataplane's `MAX_FINDINGS`; the rest is one sample without names.
+fn obstacles(page: &mut Page, report: &Report) {
+    let name = "nodestub_node_obstacles";
+    page.family(name, "gauge", "Chains of others that drop DNS of this node for certain, or may.");
+    let sure = |certain: bool| if certain { "yes" } else { "no" };
+    for finding in &report.findings {
+        let (table, chain) = (finding.table_name(), &finding.chain);
+        page.sample(name, &[("table", &table), ("chain", chain), ("certain", &sure(finding.is_certain))], 1);
+    }
+    page.sample(name, &[("table", &""), ("chain", &""), ("certain", &"no")], report.more);
+    let help = "What could not be looked at for such chains; the log says what.";
+    page.single("nodestub_node_obstacles_unseen", "gauge", help, report.unseen.len());
 }
 
 fn rcode_label(code: usize) -> String {

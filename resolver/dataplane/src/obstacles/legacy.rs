@@ -44,7 +44,13 @@ pub(super) fn read(world: &mut World) -> Vec<Unseen> {
             // No iptables-legacy in this kernel.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => {
-                unseen.push(Unseen(format!("tables of iptables-legacy: {list}: {error}")));
+                let hint = match error.kind() {
+                    io::ErrorKind::PermissionDenied => {
+                        " (the kernel shows it to user and group root only: give the pod `supplementalGroups: [0]`)"
+                    }
+                    _ => "",
+                };
+                unseen.push(Unseen(format!("tables of iptables-legacy: {list}: {error}{hint}")));
                 continue;
             }
         };
