@@ -15,8 +15,8 @@ use nodestub_dataplane::{Parts, apply};
 use nodestub_lab::skip::can_make_namespaces;
 use nodestub_lab::{Options, ask, skip};
 
-/// Far more than an answer takes that comes; those that do not come are waited for this long.
-const PATIENCE: Duration = Duration::from_millis(400);
+/// Answers that do not come are waited for this long; those that are to come, for as long as it takes.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Longer than anything takes that works.
 const HANG: Duration = Duration::from_secs(120);
@@ -50,19 +50,19 @@ impl Scene {
         self.node.net.block_on(async || look(&desired()).await.unwrap()).unwrap()
     }
 
-    /// Who gets no answer: `pod` or `host`, the address, the port, and the transport.
-    fn unanswered(&self) -> Vec<String> {
+    /// Who gets no answer in this time: `pod` or `host`, the address, the port, and the transport.
+    fn unanswered(&self, timeout: Duration) -> Vec<String> {
         let mut unanswered = Vec::new();
         for address in LOCAL.map(ip) {
             for (who, net) in [("pod", &self.node.pod), ("host", &self.node.net)] {
                 for (transport, options) in [("udp", Options::default()), ("tcp", Options::tcp())] {
-                    let options = Options { timeout: PATIENCE, ..options };
+                    let options = Options { timeout, ..options };
                     if !net.run(|| answers(address, DNS_PORT, &options)).unwrap() {
                         unanswered.push(format!("{who} {address} {DNS_PORT} {transport}"));
                     }
                 }
             }
-            let probe = Options { timeout: PATIENCE, ..Options::tcp() };
+            let probe = Options { timeout, ..Options::tcp() };
             if !self.node.net.run(|| answers(address, HEALTH_PORT, &probe)).unwrap() {
                 unanswered.push(format!("host {address} {HEALTH_PORT} tcp"));
             }
@@ -94,7 +94,7 @@ struct Case {
 fn names_it_and_the_line_helps(cases: &[Case]) {
     for case in cases {
         let scene = Scene::new();
-        assert_eq!(scene.unanswered(), [""; 0], "{}", case.name);
+        assert_eq!(scene.unanswered(HANG), [""; 0], "{}", case.name);
         scene.run(case.rules);
         scene.is_named_and_helped(case);
     }
@@ -102,7 +102,7 @@ fn names_it_and_the_line_helps(cases: &[Case]) {
 
 impl Scene {
     fn is_named_and_helped(&self, case: &Case) {
-        let unanswered = self.unanswered();
+        let unanswered = self.unanswered(PATIENCE);
         assert!(unanswered.iter().any(|one| one.contains(case.hurt)), "{}: {unanswered:#?}", case.name);
         let report = self.look();
         let named: Vec<(String, &str)> =
@@ -116,7 +116,7 @@ impl Scene {
             assert!(!finding.culprits.is_empty(), "{}: {finding}", case.name);
             self.run(&finding.lines.join("\n"));
         }
-        assert_eq!(self.unanswered(), [""; 0], "{}, after\n{}", case.name, shown(&report));
+        assert_eq!(self.unanswered(HANG), [""; 0], "{}, after\n{}", case.name, shown(&report));
         let report = self.look();
         assert_eq!(report, Report::default(), "{}, after the lines:\n{}", case.name, shown(&report));
     }
@@ -400,7 +400,7 @@ fn says_nothing_of_chains_that_let_us_pass() {
             }
             let scene = Scene::new();
             scene.run(&rules.replace("X ", &format!("{program} -w ")));
-            assert_eq!(scene.unanswered(), [""; 0], "{rules}");
+            assert_eq!(scene.unanswered(HANG), [""; 0], "{rules}");
             let report = scene.look();
             assert_eq!(report, Report::default(), "{rules}\n{}", shown(&report));
         }

@@ -185,3 +185,124 @@ impl<'a> Walk<'a> {
 fn weakened(here: Truth, may_be_gone: bool) -> Truth {
     if may_be_gone { here.min(Truth::Maybe) } else { here }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU16;
+
+    use super::*;
+    use crate::Desired;
+    use crate::obstacles::model::{Device, Expression, Hook, Rule, Scope, Table};
+    use crate::obstacles::packet::packets;
+
+    const META_IIFNAME: u32 = 6;
+    const CMP_EQ: u32 = 0;
+
+    fn table() -> Table {
+        Table { is_legacy: false, scope: Scope::Inet, name: "guard".to_owned() }
+    }
+
+    fn id(name: &str) -> ChainId {
+        ChainId { table: table(), name: name.to_owned() }
+    }
+
+    fn rule(expressions: Vec<Expression>) -> Rule {
+        Rule { number: 7, is_of_iptables: false, expressions }
+    }
+
+    fn verdict(verdict: Verdict) -> Rule {
+        rule(vec![Expression::Verdict(verdict)])
+    }
+
+    fn maybe(verdict: Verdict) -> Rule {
+        rule(vec![Expression::MayEnd, Expression::Verdict(verdict)])
+    }
+
+    /// A chain `input`, with others that rules may lead to.
+    fn world(drops_the_rest: bool, chains: Vec<(&str, Vec<Rule>)>) -> World {
+        let base = BaseChain { id: id("input"), hook: Hook::Input, priority: 0, drops_the_rest };
+        let bodies = chains.into_iter().map(|(name, rules)| (id(name), rules)).collect();
+        World { base: vec![base], bodies, ..World::default() }
+    }
+
+    /// Whether a pod's query is dropped: for certain, maybe, or not (`None`).
+    fn drops(world: &World) -> Option<bool> {
+        let local = ["169.254.20.10".parse().unwrap()];
+        let desired = Desired::new(&local, "nodestub", NonZeroU16::new(53).unwrap(), None).unwrap();
+        let packets = packets(&desired);
+        let judgement = judge(world, &packets[..1]);
+        assert_eq!(judgement.wants, Wants::default());
+        judgement.obstacles.get(&0).and_then(|obstacle| obstacle.packets.get(&packets[0])).copied()
+    }
+
+    #[test]
+    fn is_certain_only_where_nothing_before_may_have_accepted() {
+        let input = |rules| vec![("input", rules)];
+        assert_eq!(drops(&world(true, input(vec![]))), Some(true));
+        assert_eq!(drops(&world(false, input(vec![]))), None);
+        assert_eq!(drops(&world(true, input(vec![verdict(Verdict::Accept)]))), None);
+        assert_eq!(drops(&world(true, input(vec![maybe(Verdict::Accept)]))), Some(false));
+        // A drop that may come before changes nothing: it is dropped either way.
+        assert_eq!(drops(&world(true, input(vec![maybe(Verdict::Drop)]))), Some(true));
+        assert_eq!(drops(&world(false, input(vec![maybe(Verdict::Drop)]))), Some(false));
+        assert_eq!(drops(&world(false, input(vec![verdict(Verdict::Queue)]))), Some(false));
+        // A return in the base chain is its end, and so its policy.
+        assert_eq!(
+            drops(&world(true, input(vec![maybe(Verdict::Return), maybe(Verdict::Drop)]))),
+            Some(true)
+        );
+        assert_eq!(
+            drops(&world(true, input(vec![verdict(Verdict::Return), verdict(Verdict::Accept)]))),
+            Some(true)
+        );
+    }
+
+    #[test]
+    fn follows_jumps_and_comes_back_but_not_from_a_goto() {
+        let jump = || Verdict::Jump("sub".to_owned());
+        let goto = || Verdict::Goto("sub".to_owned());
+        let both = |first, sub| vec![("input", vec![first, verdict(Verdict::Drop)]), ("sub", sub)];
+        assert_eq!(drops(&world(false, both(verdict(jump()), vec![]))), Some(true));
+        assert_eq!(drops(&world(false, both(verdict(goto()), vec![]))), None);
+        assert_eq!(drops(&world(false, both(maybe(goto()), vec![]))), Some(false));
+        assert_eq!(drops(&world(false, both(verdict(jump()), vec![verdict(Verdict::Return)]))), Some(true));
+        assert_eq!(drops(&world(false, both(verdict(jump()), vec![maybe(Verdict::Accept)]))), Some(false));
+        assert_eq!(drops(&world(false, both(verdict(jump()), vec![verdict(Verdict::Accept)]))), None);
+        // A circle, which the kernel refuses, ends.
+        let circle = vec![("input", vec![verdict(jump())]), ("sub", vec![verdict(jump())])];
+        assert_eq!(drops(&world(false, circle)), None);
+    }
+
+    #[test]
+    fn asks_for_what_it_comes_to_and_for_nothing_else() {
+        let sub = || Verdict::Jump("sub".to_owned());
+        let other = Expression::Compare { from: 0, operator: CMP_EQ, octets: vec![1] };
+        let constant = Expression::Constant { octets: vec![2], to: 0 };
+        let never = rule(vec![constant, other, Expression::Verdict(Verdict::Jump("never".to_owned()))]);
+        let world = world(false, vec![("input", vec![never, verdict(sub())])]);
+        let local = ["169.254.20.10".parse().unwrap()];
+        let desired = Desired::new(&local, "nodestub", NonZeroU16::new(53).unwrap(), None).unwrap();
+        let wants = judge(&world, &packets(&desired)).wants;
+        assert_eq!(wants, Wants { chains: [id("sub")].into(), sets: BTreeSet::new() });
+    }
+
+    #[test]
+    fn takes_no_pods_packet_to_come_in_by_hardware() {
+        let by = |device: &[u8]| {
+            rule(vec![
+                Expression::Meta { key: META_IIFNAME, to: 0 },
+                Expression::Compare { from: 0, operator: CMP_EQ, octets: device.to_vec() },
+                Expression::Verdict(Verdict::Drop),
+            ])
+        };
+        for (device, expected) in
+            [(&b"eth0\0"[..], None), (b"lo\0", None), (b"veth7\0", Some(false)), (b"eth", Some(false))]
+        {
+            let mut world = world(false, vec![("input", vec![by(device)])]);
+            world.hardware = vec![Device { index: 2, name: "eth0".to_owned() }];
+            assert_eq!(drops(&world), expected, "{device:?}");
+            world.hardware.clear();
+            assert_eq!(drops(&world), expected.or((device == b"eth0\0").then_some(false)), "{device:?}");
+        }
+    }
+}
