@@ -172,8 +172,12 @@ pub async fn print_rules(arguments: &Serve) -> Result<(), StartError> {
     let wish = node::wish(arguments, |name| std::env::var(name).ok()).map_err(StartError::Wish)?;
     match wish.filter(|wish| wish.parts.rules) {
         Some(wish) => {
-            print!("{}", wish.desired.ruleset());
-            print!("{}", obstacles::Comments(nodestub_dataplane::obstacles::look(&wish.desired).await));
+            let (desired, left) = node::without_taken(&wish).await;
+            print!("{}", desired.ruleset());
+            for (address, device) in left {
+                println!("# {address} is already on device {device}, and left to it: no rules for it");
+            }
+            print!("{}", obstacles::Comments(nodestub_dataplane::obstacles::look(&desired).await));
             Ok(())
         }
         None => Err(StartError::NoRules),
@@ -484,7 +488,10 @@ impl std::fmt::Display for StartError {
                 "the Corefile binds {address}, and --mode redirect puts no address on this node: write `bind 0.0.0.0`"
             ),
             Self::CleanUp(cause) => write!(f, "{cause}"),
-            Self::NoRules => f.write_str("these flags ask for no rules: give an address with -localip"),
+            Self::NoRules => f.write_str(
+                "these flags ask for no rules: none are for --mode redirect or -setupiptables=false, and else an \
+                 address is needed, with -localip",
+            ),
             Self::Admin(cause) => write!(f, "{cause}"),
             Self::Bind(cause) => write!(f, "{cause}"),
             Self::Handover(cause) => write!(f, "{cause}"),

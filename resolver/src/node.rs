@@ -202,7 +202,10 @@ impl Node {
     /// What the rules are for, where they are our part: what was set up, or while that failed, what is wished.
     pub fn rules(&self) -> Option<&Desired> {
         let wish = self.wish.as_ref().filter(|wish| wish.parts.rules)?;
-        Some(self.applied.as_ref().map_or(&wish.desired, Applied::desired))
+        match &self.applied {
+            Some(applied) => applied.ruleset().map(|_| applied.desired()),
+            None => Some(&wish.desired),
+        }
     }
 
     /// What becomes of queries while nobody listens, address by address.
@@ -218,12 +221,16 @@ impl Node {
             tracing::warn!(%error, "changes to the address and the rules are noticed by looking only");
         });
         loop {
-            let Some(applied) = &mut self.applied else {
-                tokio::time::sleep(interval).await;
-                if in_charge() {
-                    self.applied = again(&wish, &self.errors).await;
+            let applied = match &mut self.applied {
+                // Without rules that are wished, it is set up in part.
+                Some(applied) if applied.ruleset().is_some() || !wish.parts.rules => applied,
+                _ => {
+                    tokio::time::sleep(interval).await;
+                    if in_charge() {
+                        self.applied = again(&wish, &self.errors).await;
+                    }
+                    continue;
                 }
-                continue;
             };
             let found = match &mut watch {
                 Ok(open) => tokio::select! {
@@ -327,25 +334,50 @@ fn somebody_listens(address: IpAddr, port: u16) -> bool {
     taken(UdpSocket::bind((address, port)).map(drop)) || taken(TcpListener::bind((address, port)).map(drop))
 }
 
-/// An address that is somebody else's is left to them, and said; the others are set up. Only where none is left it is an
-/// error.
+/// An address that is somebody else's is left to them, and said; the others are set up. Where the kernel refuses the
+/// rules, the address is put up all the same. Only where nothing is left it is an error.
 async fn apply(wish: &Wish, errors: &SetupErrors) -> Result<Applied, Error> {
-    let mut desired = wish.desired.clone();
+    let (mut desired, mut parts) = (wish.desired.clone(), wish.parts);
     loop {
         let applied = async {
-            let applied = nodestub_dataplane::apply(&desired, wish.parts).await?;
+            let applied = nodestub_dataplane::apply(&desired, parts).await?;
             applied.verify().await.map(|()| applied)
         };
         let error = match applied.await {
             Err(error) => error,
             applied => return applied,
         };
+        if matches!(error, Error::Rules(_)) && parts == Parts::ALL {
+            count(errors, &error, false);
+            tracing::error!(
+                %error,
+                "no rules: DNS to the address is tracked, and refused while nobody listens; going on with the address"
+            );
+            parts.rules = false;
+            continue;
+        }
         let rest = taken(&error).and_then(|address| desired.without(address));
         let Some(rest) = rest else { return Err(error) };
         count(errors, &error, false);
         tracing::error!(%error, "this address is left to whoever has it; going on with the others");
         desired = rest;
     }
+}
+
+/// What is wished, less the addresses that other devices carry, and those with their devices.
+pub async fn without_taken(wish: &Wish) -> (Desired, Vec<(IpAddr, String)>) {
+    let mut left = Vec::new();
+    let mut desired = wish.desired.clone();
+    let found =
+        if wish.parts.addresses { link::taken(&desired).await.unwrap_or_default() } else { Vec::new() };
+    for (address, device) in found {
+        // Where nothing would be left, the daemon says so and sets up nothing; the rules are what was asked for.
+        if let Some(rest) = desired.without(address) {
+            desired = rest;
+            left.push((address, device));
+        }
+    }
+    (desired, left)
 }
 
 /// The address that another device carries, where that is what is wrong.

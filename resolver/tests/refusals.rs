@@ -91,10 +91,14 @@ impl Node {
     }
 
     /// Runs it to its end, which is to be a failure, and gives what it said.
-    fn refused(&self, command: Command) -> String {
-        let mut daemon = self.net.spawn(command).unwrap();
-        assert_eq!(daemon.wait(HANG).unwrap().code(), Some(1), "{}", daemon.lines().join("\n"));
-        daemon.lines().join("\n")
+    fn refused(&self, command: &Command) -> String {
+        let mut limited = Command::new("timeout");
+        limited.arg(HANG.as_secs().to_string()).arg(command.get_program()).args(command.get_args());
+        copy_environment(command, &mut limited);
+        let output = self.net.output(limited).unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        said
     }
 
     fn sh(&self, line: &str) {
@@ -223,6 +227,10 @@ fn leaves_the_address_of_a_service_to_ipvs_and_serves_the_local_one() {
     assert_eq!(node.carriers(SERVICE), ["kube-ipvs0"]);
     assert_eq!(node.setup_errors("interface_add"), 1.0);
     let table = node.table();
+    let rules = with_first_word(&node.command("-localip 169.254.20.10,10.96.0.10"), "rules");
+    let text = String::from_utf8(node.net.output(rules).unwrap().stdout).unwrap();
+    assert!(text.contains("# 10.96.0.10 is already on device kube-ipvs0"), "{text}");
+    assert!(!text.contains("saddr 10.96.0.10 udp"), "{text}");
     // It is where queries go while nobody listens, and nothing more.
     assert!(table.contains("daddr set 10.96.0.10") && !table.contains("saddr 10.96.0.10 udp"), "{table}");
 }
@@ -271,7 +279,7 @@ fn names_another_cache_on_the_address_and_leaves_it_serving() {
     node.sh("ip link set nodelocaldns up");
     let names = [("db.default.svc.cluster.local.", ip("10.96.33.33"))];
     let other = upstream_in(&node.net, "169.254.20.10:53", zone(30, &names));
-    let said = node.refused(node.command("-localip 169.254.20.10"));
+    let said = node.refused(&node.command("-localip 169.254.20.10"));
     assert!(said.contains("already on device nodelocaldns"), "{said}");
     let process = format!("process {} (", std::process::id());
     assert!(said.contains(&process) && said.contains("listens on 169.254.20.10:53"), "{said}");
@@ -288,7 +296,7 @@ fn names_a_listener_on_every_address_and_the_kernel_answers_pods_meanwhile() {
     }
     let node = Node::new();
     let wild = upstream_in(&node.net, "0.0.0.0:53", zone(30, &[]));
-    let said = node.refused(node.command("-localip 169.254.20.10 --fallback 10.96.7.7"));
+    let said = node.refused(&node.command("-localip 169.254.20.10 --fallback 10.96.7.7"));
     let process = format!("process {} (", std::process::id());
     assert!(said.contains(&process) && said.contains("listens on 0.0.0.0:53"), "{said}");
     node.pod_resolves(LOCAL);
@@ -311,6 +319,35 @@ fn serves_without_net_admin_where_the_address_is_there_and_says_what_is_missing(
     node.pod_resolves(LOCAL);
     assert!(node.setup_errors("iptables") >= 1.0);
     assert_eq!(node.table(), "");
+}
+
+#[test]
+fn puts_the_address_up_where_the_kernel_refuses_the_rules_and_loads_them_later() {
+    const TEST: &str = "puts_the_address_up_where_the_kernel_refuses_the_rules_and_loads_them_later";
+    if !can_make_namespaces(TEST) {
+        return;
+    }
+    let node = Node::new();
+    // A table under our name that the kernel lets nobody else touch, for as long as this process lives.
+    let mut owner = Command::new("sh");
+    owner.current_dir(node.folder.path());
+    let line =
+        "mkfifo in; (echo 'add table inet nodestub { flags owner; }'; exec tail --pid=$$ -f /dev/null) > in &
+        exec nft -i < in";
+    owner.args(["-c", line]);
+    let mut owner = node.net.spawn(owner).unwrap();
+    eventually("the table is somebody's", || !node.table().is_empty());
+    let daemon = node.start(node.command("-localip 169.254.20.10 --fallback 10.96.7.7 -syncinterval 1s"));
+    daemon
+        .wait_for_line(HANG, |line| line.contains("the kernel refused") && line.contains("no rules"))
+        .unwrap();
+    node.pod_resolves(LOCAL);
+    assert_eq!(node.carriers(LOCAL).len(), 1);
+    assert!(node.setup_errors("iptables") >= 1.0);
+    assert!(!node.table().contains("notrack"));
+    owner.kill().unwrap();
+    eventually("the rules are loaded", || node.table().contains("notrack"));
+    node.pod_resolves(LOCAL);
 }
 
 #[test]
@@ -347,9 +384,9 @@ fn says_that_the_service_in_front_of_the_cluster_dns_is_missing() {
     std::fs::write(node.corefile(), nodelocal_corefile()).unwrap();
     let mut command = node.command("-localip 169.254.20.10,10.96.0.10 -upstreamsvc kube-dns-upstream");
     command.args(["--cluster-domain", "cluster.local"]);
-    let said = node.refused(command);
+    let said = node.refused(&command);
     assert!(said.contains("KUBE_DNS_UPSTREAM_SERVICE_HOST") && said.contains("-upstreamsvc"), "{said}");
-    let said = node.refused(node.command("--mode intercept -localip 169.254.20.10"));
+    let said = node.refused(&node.command("--mode intercept -localip 169.254.20.10"));
     assert!(said.contains("--intercept") && said.contains("Service"), "{said}");
 }
 
@@ -398,13 +435,30 @@ fn says_what_contradicts_a_local_redirect_policy() {
         return;
     }
     let node = Node::new();
-    let said = node.refused(node.command("--mode redirect -localip 169.254.20.10"));
+    let said = node.refused(&node.command("--mode redirect -localip 169.254.20.10"));
     assert!(said.contains("binds 169.254.20.10:53") && said.contains("bind 0.0.0.0"), "{said}");
     node.write_corefile("0.0.0.0");
-    let said = node.refused(node.command("--mode redirect -localip 169.254.20.10 -setupiptables=true"));
+    let said = node.refused(&node.command("--mode redirect -localip 169.254.20.10 -setupiptables=true"));
     assert!(said.contains("--mode redirect") && said.contains("-setupiptables=true"), "{said}");
     let _daemon = node.start(node.command("--mode redirect -localip 169.254.20.10"));
     node.pod_resolves(NODE);
+}
+
+/// The same command with a subcommand, and the flags that it takes.
+fn with_first_word(command: &Command, word: &str) -> Command {
+    let mut again = Command::new(command.get_program());
+    again.arg(word).args(command.get_args());
+    copy_environment(command, &mut again);
+    again
+}
+
+fn copy_environment(from: &Command, to: &mut Command) {
+    for (name, value) in from.get_envs() {
+        match value {
+            Some(value) => to.env(name, value),
+            None => to.env_remove(name),
+        };
+    }
 }
 
 /// NodeLocal's own: the corefile crate has it, with source and licence.

@@ -74,6 +74,21 @@ pub struct Swept {
     pub left: Vec<String>,
 }
 
+/// Those of the wished addresses that another device carries, and not by us, with its name: [`apply`] would refuse them.
+/// Needs no capability.
+pub async fn taken(desired: &Desired) -> Result<Vec<(IpAddr, String)>, Error> {
+    let netlink = Netlink::open()?;
+    let known = devices(&netlink.handle).await?;
+    let carried = addresses(&netlink.handle).await?;
+    let ours = Ours::new(&known, &carried);
+    let is_elsewhere = |one: &&Carried| {
+        desired.addresses().contains(&one.address)
+            && name_of(&known, one.device) != desired.device()
+            && !ours.has(one)
+    };
+    Ok(carried.iter().filter(is_elsewhere).map(|one| (one.address, name_of(&known, one.device))).collect())
+}
+
 /// Index and name of the devices that have no type of their own, `lo` left out: hardware. Others are made by somebody, as those of pods.
 pub(crate) async fn hardware() -> Result<Vec<(u32, String)>, Error> {
     let netlink = Netlink::open()?;
