@@ -22,6 +22,7 @@ use crate::handover::Handovers;
 use crate::listen::Shared;
 use crate::metrics::{Facts, render};
 use crate::node::SetupErrors;
+use crate::obstacles::Obstacles;
 use crate::privileges;
 use crate::proof::Proof;
 use crate::surroundings::{Known, Service};
@@ -51,6 +52,8 @@ pub struct Status {
     pub proof: Arc<Proof>,
     /// What is known of the cluster.
     pub known: watch::Receiver<Known>,
+    /// Chains of others that would drop our packets.
+    pub obstacles: Arc<Obstacles>,
     /// What became of handovers.
     pub handovers: Handovers,
 }
@@ -135,6 +138,7 @@ impl Status {
                 let known = self.known.borrow();
                 (known.service_name.clone(), known.service)
             },
+            obstacles: self.obstacles.report(),
             ready: self.unready().is_empty(),
             handovers: self.handovers.counts(),
             has_stand_by: self.shared.has_stand_by.load(Relaxed),
@@ -305,7 +309,9 @@ async fn ready(State(place): State<Place>) -> (StatusCode, String) {
     if lines.is_empty() {
         lines.push("OK".to_owned());
     }
+    // What is so on this node and keeps nobody from being ready: others would not do better.
     lines.extend(place.0.details());
+    lines.extend(place.0.obstacles.details());
     (status, lines.join("\n"))
 }
 

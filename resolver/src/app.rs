@@ -12,6 +12,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -27,7 +28,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Admin, AdminError, Status};
-use crate::args::{Placeholders, Serve};
+use crate::args::{Mode, Placeholders, Serve};
 use crate::cleanup::{self, CleanUp, CleanUpError};
 use crate::clock::Clock;
 use crate::coalesce::Coalescer;
@@ -36,7 +37,8 @@ use crate::handover::{Entrance, Event, HandoverError, Handovers, Identity, Pantr
 use crate::listen::{BindError, Listeners, MAX_WORKERS, Shared};
 use crate::loops::{self, LoopProbes};
 use crate::metrics::Counter;
-use crate::node::{self, Node};
+use crate::node::{self, Node, WishError};
+use crate::obstacles::{self, Obstacles};
 use crate::privileges;
 use crate::query_log::QueryLog;
 use crate::resolve::Resolver;
@@ -63,7 +65,9 @@ pub enum StartError {
     /// It reads, but cannot be served here.
     Compile(CompileError),
     /// The flags about the local address make no sense.
-    Wish(nodestub_dataplane::desired::Error),
+    Wish(WishError),
+    /// In mode redirect the Corefile binds a local address, which nobody puts up.
+    BoundInRedirect(SocketAddr),
     /// `cleanup` did not do its work.
     CleanUp(CleanUpError),
     /// `rules` has nothing to print.
@@ -126,6 +130,11 @@ pub async fn serve(arguments: &Serve, mut signals: Signals) -> Result<(), StartE
         std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS).min(cpus.len());
     let mut workshop = Workshop::new(workers).with_metrics(arguments.metrics_listen_address);
     let tables = workshop.compile(&config).map_err(StartError::Compile)?;
+    if arguments.mode == Some(Mode::Redirect)
+        && let Some(bound) = tables.listeners.keys().find(|bound| local_addresses.contains(&bound.ip()))
+    {
+        return Err(StartError::BoundInRedirect(*bound));
+    }
     let resolver = new_resolver(arguments).map_err(StartError::System)?;
     let pantry = Pantry::new(&resolver.cache, resolver.clock, &tables);
     let wanted: Vec<_> = tables.listeners.keys().copied().collect();
@@ -140,6 +149,11 @@ pub async fn serve(arguments: &Serve, mut signals: Signals) -> Result<(), StartE
     let proof = node.proof();
     let also_in_charge = in_charge.clone();
     tokio::spawn(privileges::run(move || async move { proof.keep_trying(also_in_charge).await }));
+    if let Some(desired) = node.rules().cloned() {
+        let found = Arc::clone(&running.status.obstacles);
+        let (interval, in_charge) = (arguments.sync_interval, in_charge.clone());
+        tokio::spawn(privileges::run(move || obstacles::keep_looking(desired, interval, found, in_charge)));
+    }
     let flags = arguments.clone();
     tokio::spawn(privileges::run(move || node.keep_in_order(flags, known, at_start, in_charge)));
     if let Some(file) = &arguments.pid_file
@@ -171,19 +185,25 @@ enum Left {
     StandingBy,
 }
 
-/// Prints the rules that these flags ask for.
+/// Prints the rules that these flags ask for, and chains of others on this node that would drop DNS all the same.
 ///
 /// # Errors
 /// The flags make no sense, or ask for no rules.
-pub fn print_rules(arguments: &Serve) -> Result<(), StartError> {
+pub async fn print_rules(arguments: &Serve) -> Result<(), StartError> {
     let wish = node::wish(arguments, |name| std::env::var(name).ok()).map_err(StartError::Wish)?;
-    match wish.filter(|wish| wish.parts.rules) {
-        Some(wish) => {
-            print!("{}", wish.desired.ruleset());
-            Ok(())
-        }
-        None => Err(StartError::NoRules),
+    let Some(wish) = wish.filter(|wish| wish.parts.rules) else { return Err(StartError::NoRules) };
+    let look = move || async move {
+        let (desired, left) = node::without_taken(&wish).await;
+        let found = nodestub_dataplane::obstacles::look(&desired).await;
+        (desired, left, found)
+    };
+    let (desired, left, found) = privileges::run(look).await.map_err(StartError::System)?;
+    print!("{}", desired.ruleset());
+    for (address, device) in left {
+        println!("# {address} is already on device {device}, and left to it: no rules for it");
     }
+    print!("{}", obstacles::Comments(found));
+    Ok(())
 }
 
 /// Takes away everything that was ever set up on this node.
@@ -231,6 +251,7 @@ impl<'a> Running<'a> {
             setup_errors: node.errors(),
             proof: node.proof(),
             known: known.clone(),
+            obstacles: Arc::new(Obstacles::default()),
             handovers: Handovers::default(),
         });
         let mut listeners = Listeners::start(&shared, workers, cpus).map_err(StartError::System)?;
@@ -415,7 +436,7 @@ fn read(arguments: &Serve, known: &Known) -> Result<Config, Box<Report>> {
     let options = Options {
         cluster_domain: known.cluster_domain.clone(),
         serve_without_cluster_dns: true,
-        ..arguments.placeholders.options(|name| known.variable(name))
+        ..arguments.options(|name| known.variable(name))
     };
     let loaded = nodestub_corefile::load(arguments.corefile(), &options).map_err(Box::new)?;
     if !loaded.warnings.is_empty() {
@@ -463,14 +484,32 @@ fn show(report: &Report) -> String {
     if io::stderr().is_terminal() { report.coloured() } else { report.to_string() }
 }
 
+impl StartError {
+    /// The address that somebody else listens on, where that is the reason.
+    pub fn in_use(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Bind(cause) => cause.in_use(),
+            Self::Handover(HandoverError::InUse { address, .. }) => Some(*address),
+            _ => None,
+        }
+    }
+}
+
 impl std::fmt::Display for StartError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Corefile(report) => write!(f, "{report}"),
             Self::Compile(cause) => write!(f, "{cause}"),
             Self::Wish(cause) => write!(f, "{cause}"),
+            Self::BoundInRedirect(address) => write!(
+                f,
+                "the Corefile binds {address}, and --mode redirect puts no address on this node: write `bind 0.0.0.0`"
+            ),
             Self::CleanUp(cause) => write!(f, "{cause}"),
-            Self::NoRules => f.write_str("these flags ask for no rules: give an address with -localip"),
+            Self::NoRules => f.write_str(
+                "these flags ask for no rules: none are for --mode redirect or -setupiptables=false, and else an \
+                 address is needed, with -localip",
+            ),
             Self::Admin(cause) => write!(f, "{cause}"),
             Self::Bind(cause) => write!(f, "{cause}"),
             Self::Handover(cause) => write!(f, "{cause}"),
@@ -482,7 +521,7 @@ impl std::fmt::Display for StartError {
 impl std::error::Error for StartError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Corefile(_) | Self::NoRules => None,
+            Self::Corefile(_) | Self::NoRules | Self::BoundInRedirect(_) => None,
             Self::Compile(cause) => Some(cause),
             Self::Wish(cause) => Some(cause),
             Self::CleanUp(cause) => Some(cause),

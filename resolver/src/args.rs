@@ -84,6 +84,17 @@ pub enum Command {
     },
 }
 
+/// How queries come to this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Mode {
+    /// To a local address, which is put on this node.
+    Local,
+    /// To addresses of Services as well.
+    Intercept,
+    /// To this pod's own address, sent there by somebody else.
+    Redirect,
+}
+
 /// Flags for serving.
 #[derive(Debug, Clone, Args)]
 pub struct Serve {
@@ -113,18 +124,22 @@ pub struct Serve {
     /// What the Corefile does not say itself.
     #[command(flatten)]
     pub placeholders: Placeholders,
-    /// Put the addresses of `-localip` on a device of our own.
+    /// How queries come here: to a local address (`local`), to addresses of Services as well (`intercept`), or sent to
+    /// this pod's own address by somebody else, as by a local redirect policy of Cilium (`redirect`: nothing of the node
+    /// is touched, and `__PILLAR__LOCAL__DNS__` is every address). By default as the other flags say.
+    #[arg(long = "mode", value_name = "MODE", env = "NODESTUB_MODE")]
+    pub mode: Option<Mode>,
+    /// Put the addresses of `-localip` on a device of our own. By default true, but in mode redirect.
     #[arg(
         long = "setupinterface",
         visible_alias = "setup-interface",
         value_name = "BOOL",
-        default_value_t = true,
         num_args = 0..=1,
         require_equals = true,
         default_missing_value = "true",
         action = clap::ArgAction::Set
     )]
-    pub setup_interface: bool,
+    pub setup_interface: Option<bool>,
     /// Name of that device.
     #[arg(
         long = "interfacename",
@@ -173,18 +188,18 @@ pub struct Serve {
         action = clap::ArgAction::Set
     )]
     pub skip_teardown: bool,
-    /// Keep DNS to the addresses of `-localip` out of connection tracking. By nftables, whatever the name says.
+    /// Keep DNS to the addresses of `-localip` out of connection tracking. By nftables, whatever the name says. By
+    /// default true, but in mode redirect.
     #[arg(
         long = "setupiptables",
         visible_alias = "setup-rules",
         value_name = "BOOL",
-        default_value_t = true,
         num_args = 0..=1,
         require_equals = true,
         default_missing_value = "true",
         action = clap::ArgAction::Set
     )]
-    pub setup_rules: bool,
+    pub setup_rules: Option<bool>,
     /// Port of the `health` endpoint on the addresses of `-localip`; kept out of connection tracking as well.
     #[arg(long = "health-port", value_name = "PORT", default_value = "8080")]
     pub health_port: NonZeroU16,
@@ -238,6 +253,18 @@ pub struct Placeholders {
 }
 
 impl Serve {
+    /// For the Corefile's reader. In mode redirect there is no local address: what is bound is every one of its family.
+    pub fn options(&self, variable: impl Fn(&str) -> Option<String>) -> Options {
+        let mut options = self.placeholders.options(variable);
+        if self.mode == Some(Mode::Redirect) {
+            let wildcards = [IpAddr::from([0; 4]), IpAddr::from([0; 16])];
+            let local = std::mem::take(&mut options.local_addresses);
+            let is_asked = |any: &IpAddr| local.iter().any(|address| address.is_ipv4() == any.is_ipv4());
+            options.local_addresses = wildcards.into_iter().filter(is_asked).collect();
+        }
+        options
+    }
+
     /// The file to read: the template where it is there, else the Corefile.
     pub fn corefile(&self) -> &Path {
         if self.base_corefile.exists() { &self.base_corefile } else { &self.conf }
@@ -362,8 +389,9 @@ mod tests {
 
     #[test]
     fn switches_take_a_value_as_in_go() {
-        assert!(!parse("x -setupinterface=false").serve.setup_interface);
-        assert!(parse("x -setupiptables").serve.setup_rules);
-        assert!(parse("x --setup-rules=true -interfacename=other").serve.setup_rules);
+        assert_eq!(parse("x -setupinterface=false").serve.setup_interface, Some(false));
+        assert_eq!(parse("x -setupiptables").serve.setup_rules, Some(true));
+        assert_eq!(parse("x --setup-rules=true -interfacename=other").serve.setup_rules, Some(true));
+        assert_eq!(parse("x").serve.setup_rules, None);
     }
 }

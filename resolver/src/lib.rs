@@ -9,7 +9,8 @@
 //!   metrics, query_log, admin                what is seen from outside
 //!   handover          to a newer process, and from an older one
 //!   privileges, signals, control   rights, the end, and what probes ask
-//!   app               puts it together       args, surroundings, node, proof, cleanup, pods, clock, framing, watchdog
+//!   node              address and rules      proof, obstacles, surroundings, cleanup, pods
+//!   app               puts it together       args, clock, framing, watchdog, holder
 //! ```
 //!
 //! Bytes are `nodestub-wire`'s, kept answers `nodestub-cache`'s, the Corefile's text `nodestub-corefile`'s, address and
@@ -27,11 +28,13 @@ pub mod control;
 pub mod forward;
 pub mod framing;
 pub mod handover;
+pub mod holder;
 pub mod listen;
 pub mod local;
 pub mod loops;
 pub mod metrics;
 pub mod node;
+pub mod obstacles;
 pub mod pods;
 pub mod privileges;
 pub mod proof;

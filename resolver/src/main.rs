@@ -11,7 +11,7 @@ use nodestub_resolver::app::{self, StartError};
 use nodestub_resolver::args::{Arguments, Command, Serve, with_two_dashes};
 use nodestub_resolver::cleanup::CleanUp;
 use nodestub_resolver::signals::{self, Signals};
-use nodestub_resolver::{control, privileges};
+use nodestub_resolver::{control, holder, privileges};
 use tokio::runtime::{Builder, Runtime};
 use tracing_subscriber::EnvFilter;
 
@@ -35,8 +35,11 @@ fn main() -> ExitCode {
             ended(clean_up())
         }
         Some(Command::Rules(serve)) => {
-            without_rights();
-            ended(app::print_rules(&serve))
+            let print = || {
+                privileges::confine().map_err(StartError::System)?;
+                runtime(1)?.block_on(app::print_rules(&serve))
+            };
+            ended(print())
         }
         Some(Command::Probe { question, limit, pid }) => {
             without_rights();
@@ -90,6 +93,9 @@ fn ended(result: Result<(), StartError>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
+            if let Some(holder) = error.in_use().and_then(holder::describe) {
+                eprintln!("{holder}, and it is left alone; stop it, or give this resolver another address");
+            }
             ExitCode::FAILURE
         }
     }

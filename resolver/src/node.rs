@@ -10,15 +10,15 @@
 //! Only `nodestub-resolver cleanup` takes them away. What cannot be set up is said and counted, and the start goes on:
 //! where the address is there already, DNS is answered all the same.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nodestub_dataplane::desired::Error as WishError;
 use nodestub_dataplane::watch::Watch;
-use nodestub_dataplane::{Applied, Desired, Error, FailOpen, Parts};
+use nodestub_dataplane::{Applied, Desired, Error, FailOpen, Parts, desired, link, nftables};
 use tokio::sync::watch;
 
-use crate::args::Serve;
+use crate::args::{Mode, Serve};
 use crate::metrics::Counter;
 use crate::proof::Proof;
 use crate::surroundings::{Known, addresses};
@@ -53,7 +53,11 @@ pub struct Wish {
 pub fn wish(serve: &Serve, variable: impl Fn(&str) -> Option<String>) -> Result<Option<Wish>, WishError> {
     let placeholders = &serve.placeholders;
     let local = placeholders.local_addresses();
-    let parts = Parts { rules: serve.setup_rules, addresses: serve.setup_interface };
+    if serve.mode == Some(Mode::Redirect) {
+        return redirected(serve).map(|()| None);
+    }
+    let parts =
+        Parts { rules: serve.setup_rules.unwrap_or(true), addresses: serve.setup_interface.unwrap_or(true) };
     if (local.is_empty() && serve.intercept.is_empty()) || !(parts.rules || parts.addresses) {
         return Ok(None);
     }
@@ -61,6 +65,12 @@ pub fn wish(serve: &Serve, variable: impl Fn(&str) -> Option<String>) -> Result<
     let kube_dns = variable("KUBE_DNS_SERVICE_HOST").map(|text| addresses(&text)).unwrap_or_default();
     let mut services = serve.intercept.clone();
     services.extend(local.iter().filter(|address| kube_dns.contains(address)));
+
+    match serve.mode {
+        Some(Mode::Local) if !services.is_empty() => return Err(WishError::LocalWithService(services)),
+        Some(Mode::Intercept) if services.is_empty() => return Err(WishError::NothingToIntercept),
+        _ => {}
+    }
 
     let health_port = Some(serve.health_port);
     let mut desired = Desired::new(&local, &serve.interface_name, placeholders.port, health_port)?;
@@ -84,6 +94,74 @@ pub fn wish(serve: &Serve, variable: impl Fn(&str) -> Option<String>) -> Result<
     Ok(Some(Wish { desired, parts }))
 }
 
+/// In mode redirect nothing of the node is touched: flags that ask for it contradict.
+fn redirected(serve: &Serve) -> Result<(), WishError> {
+    let asked = [
+        (serve.setup_interface == Some(true), "-setupinterface=true"),
+        (serve.setup_rules == Some(true), "-setupiptables=true"),
+        (!serve.intercept.is_empty(), "--intercept"),
+        (!serve.fallback.is_empty(), "--fallback"),
+    ];
+    match asked.into_iter().find(|(is_asked, _)| *is_asked) {
+        Some((_, flag)) => Err(WishError::RedirectWith(flag)),
+        None => Ok(()),
+    }
+}
+
+/// Why what the flags ask for cannot be had.
+#[derive(Debug, PartialEq, Eq)]
+pub enum WishError {
+    /// On no node.
+    Impossible(desired::Error),
+    /// Mode redirect and a flag that has no meaning in it.
+    RedirectWith(&'static str),
+    /// Mode local, and addresses of Services.
+    LocalWithService(Vec<IpAddr>),
+    /// Mode intercept without any address of a Service.
+    NothingToIntercept,
+}
+
+impl From<desired::Error> for WishError {
+    fn from(cause: desired::Error) -> Self {
+        Self::Impossible(cause)
+    }
+}
+
+impl std::fmt::Display for WishError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Impossible(cause) => write!(f, "{cause}"),
+            Self::RedirectWith(flag) => write!(
+                f,
+                "--mode redirect touches nothing of the node, and {flag} asks for it: leave one of them out"
+            ),
+            Self::LocalWithService(services) => {
+                let services: Vec<String> = services.iter().map(ToString::to_string).collect();
+                write!(
+                    f,
+                    "--mode local answers on no address of a Service, and {} is one: take it out of -localip and \
+                     --intercept, or use --mode intercept",
+                    services.join(", ")
+                )
+            }
+            Self::NothingToIntercept => f.write_str(
+                "--mode intercept: no address of a Service is given. Name it with --intercept, or among -localip where \
+                 it is KUBE_DNS_SERVICE_HOST; that variable is missing where there is no Service kube-dns in the \
+                 pod's namespace",
+            ),
+        }
+    }
+}
+
+impl std::error::Error for WishError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Impossible(cause) => Some(cause),
+            _ => None,
+        }
+    }
+}
+
 /// The node as it was set up, and what keeps it so.
 #[derive(Debug)]
 pub struct Node {
@@ -97,8 +175,16 @@ impl Node {
     /// Puts up the address and loads the rules, and reads both back. Failures are said and counted.
     pub async fn set_up(wish: Option<Wish>, known: &Known) -> Self {
         let mut node = Self { wish, applied: None, errors: Arc::default(), proof: Arc::default() };
+        let rules_are_wished = node.wish.as_ref().is_some_and(|wish| wish.parts.rules);
+        if !rules_are_wished && matches!(nftables::is_there().await, Ok(true)) {
+            tracing::warn!(
+                "these flags ask for no rules, but table inet {} of an earlier start is loaded and in force: pods may \
+                 live by it, so it stays. `nodestub-resolver cleanup` takes it away, with address and device",
+                desired::TABLE
+            );
+        }
         let Some(wish) = &node.wish else { return node };
-        match apply(wish).await {
+        match apply(wish, &node.errors).await {
             Ok(applied) => {
                 tracing::info!(device = applied.device(), rules = applied.rule_count(), "the node is set up");
                 say_fail_open(wish);
@@ -123,10 +209,18 @@ impl Node {
         Arc::clone(&self.proof)
     }
 
+    /// What the rules are for, where they are our part: what was set up, or while that failed, what is wished.
+    pub fn rules(&self) -> Option<&Desired> {
+        let wish = self.wish.as_ref().filter(|wish| wish.parts.rules)?;
+        match &self.applied {
+            Some(applied) if applied.ruleset().is_some() => Some(applied.desired()),
+            _ => Some(&wish.desired),
+        }
+    }
+
     fn prove(&self, known: &Known) {
-        let wish = self.wish.as_ref().filter(|wish| wish.parts.rules);
-        let in_place = self.applied.is_some();
-        self.proof.set(wish.map(|wish| wish.desired.clone()), known.domain(), in_place);
+        let in_place = self.applied.as_ref().is_some_and(|applied| applied.ruleset().is_some());
+        self.proof.set(self.rules().cloned(), known.domain(), in_place);
     }
 
     /// Goes over to what follows from what is known now. A wish that cannot be met leaves the former one in force.
@@ -145,14 +239,7 @@ impl Node {
         };
         if !same && let Some(wish) = &wish {
             say_fail_open(wish);
-            match apply(wish).await {
-                Ok(applied) => self.applied = Some(applied),
-                Err(error) => {
-                    count(&self.errors, &error, false);
-                    tracing::error!(%error, "the rules do not follow what changed in the cluster");
-                    self.applied = None;
-                }
-            }
+            self.applied = again(wish, &self.errors).await;
         }
         self.wish = wish;
         self.prove(known);
@@ -183,18 +270,21 @@ impl Node {
                     followed = now;
                 }
             }
-            let Some(applied) = &mut self.applied else {
-                tokio::select! {
-                    () = tokio::time::sleep(interval) => {}
-                    () = changed(&mut known) => {}
+            let Some(wish) = &self.wish else { return };
+            let applied = match &mut self.applied {
+                // Without rules that are wished, it is set up in part.
+                Some(applied) if applied.ruleset().is_some() || !wish.parts.rules => applied,
+                _ => {
+                    tokio::select! {
+                        () = tokio::time::sleep(interval) => {}
+                        () = changed(&mut known) => {}
+                    }
+                    if in_charge() {
+                        self.applied = again(wish, &self.errors).await;
+                        self.prove(&followed);
+                    }
+                    continue;
                 }
-                if in_charge()
-                    && let Some(wish) = &self.wish
-                {
-                    self.applied = again(wish, &self.errors).await;
-                    self.prove(&followed);
-                }
-                continue;
             };
             let found = match &mut watch {
                 Ok(open) => tokio::select! {
@@ -219,6 +309,11 @@ impl Node {
                 continue;
             }
             count(&self.errors, &found, true);
+            if is_taken_service(&found, applied.desired()) {
+                self.applied = again(wish, &self.errors).await;
+                self.prove(&followed);
+                continue;
+            }
             match applied.repair().await {
                 Ok(()) => {
                     tracing::warn!(%found, "the node was changed by somebody, and is in order again");
@@ -244,9 +339,9 @@ async fn changed(known: &mut watch::Receiver<Known>) {
 
 /// Tries once more what could not be set up at the start.
 async fn again(wish: &Wish, errors: &SetupErrors) -> Option<Applied> {
-    match apply(wish).await {
+    match apply(wish, errors).await {
         Ok(applied) => {
-            tracing::info!("the node is set up at last");
+            tracing::info!(device = applied.device(), rules = applied.rule_count(), "the node is set up");
             Some(applied)
         }
         Err(error) => {
@@ -257,10 +352,64 @@ async fn again(wish: &Wish, errors: &SetupErrors) -> Option<Applied> {
     }
 }
 
-async fn apply(wish: &Wish) -> Result<Applied, Error> {
-    let applied = nodestub_dataplane::apply(&wish.desired, wish.parts).await?;
-    applied.verify().await?;
-    Ok(applied)
+/// An address that is somebody else's is left to them, and said; the others are set up. Where the kernel refuses the
+/// rules, the address is put up all the same. Only where nothing is left it is an error.
+async fn apply(wish: &Wish, errors: &SetupErrors) -> Result<Applied, Error> {
+    let (mut desired, mut parts) = (wish.desired.clone(), wish.parts);
+    loop {
+        let applied = async {
+            let applied = nodestub_dataplane::apply(&desired, parts).await?;
+            applied.verify().await.map(|()| applied)
+        };
+        let error = match applied.await {
+            Err(error) => error,
+            applied => return applied,
+        };
+        if matches!(error, Error::Rules(_)) && parts == Parts::ALL {
+            count(errors, &error, false);
+            tracing::error!(
+                %error,
+                "no rules: DNS to the address is tracked, and refused while nobody listens; going on with the address"
+            );
+            parts.rules = false;
+            continue;
+        }
+        let rest = taken(&error).and_then(|address| desired.without(address));
+        let Some(rest) = rest else { return Err(error) };
+        count(errors, &error, false);
+        tracing::error!(%error, "this address is left to whoever has it; going on with the others");
+        desired = rest;
+    }
+}
+
+/// What is wished, less the addresses that other devices carry, and those with their devices.
+pub async fn without_taken(wish: &Wish) -> (Desired, Vec<(IpAddr, String)>) {
+    let mut left = Vec::new();
+    let mut desired = wish.desired.clone();
+    let found =
+        if wish.parts.addresses { link::taken(&desired).await.unwrap_or_default() } else { Vec::new() };
+    for (address, device) in found {
+        // Where nothing would be left, the daemon says so and sets up nothing; the rules are what was asked for.
+        if let Some(rest) = desired.without(address) {
+            desired = rest;
+            left.push((address, device));
+        }
+    }
+    (desired, left)
+}
+
+/// The address that another device carries, where that is what is wrong.
+fn taken(error: &Error) -> Option<IpAddr> {
+    match error {
+        Error::Link(link::Error::Taken { address, .. }) => Some(*address),
+        _ => None,
+    }
+}
+
+/// Whether kube-proxy has begun to carry the address of a Service itself (IPVS): then rules of ours for it would only
+/// get in its way. A local address that another device carries as well still leads to us, and stays.
+fn is_taken_service(error: &Error, desired: &Desired) -> bool {
+    taken(error).is_some_and(|address| desired.is_service(address))
 }
 
 fn count(errors: &SetupErrors, error: &Error, checked: bool) {
@@ -333,5 +482,33 @@ mod tests {
     fn services_to_intercept_are_named_by_a_flag_as_well() {
         let found = fail_open("x -localip 169.254.20.10 --fallback 192.0.2.53 --intercept 10.96.0.10", &[]);
         assert_eq!(found, ["169.254.20.10 to 192.0.2.53", "10.96.0.10 to kube-proxy"]);
+    }
+
+    /// What is wrong with the flags; empty: nothing.
+    fn contradiction(line: &str) -> String {
+        let words = line.split_whitespace().map(std::ffi::OsString::from);
+        let arguments = Arguments::try_parse_from(with_two_dashes(words)).unwrap();
+        let variable = |name: &str| (name == "KUBE_DNS_SERVICE_HOST").then(|| "10.96.0.10".to_owned());
+        wish(&arguments.serve, variable).err().map(|error| error.to_string()).unwrap_or_default()
+    }
+
+    #[test]
+    fn modes_refuse_flags_that_contradict_them_and_name_the_flag() {
+        let both = "-localip 169.254.20.10,10.96.0.10";
+        for line in [
+            "--mode local -localip 169.254.20.10",
+            "--mode redirect -localip 169.254.20.10 -setupinterface=false",
+        ] {
+            assert_eq!(contradiction(&format!("x {line}")), "");
+        }
+        assert_eq!(contradiction(&format!("x --mode intercept {both}")), "");
+        assert!(contradiction(&format!("x --mode local {both}")).contains("10.96.0.10"));
+        assert!(contradiction("x --mode intercept -localip 169.254.20.10").contains("--intercept"));
+        for flag in
+            ["-setupinterface=true", "-setupiptables=true", "--intercept 10.96.0.10", "--fallback 10.96.0.10"]
+        {
+            let found = contradiction(&format!("x --mode redirect {both} {flag}"));
+            assert!(found.contains(flag.split(' ').next().unwrap()), "{flag}: {found}");
+        }
     }
 }

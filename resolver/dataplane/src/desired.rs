@@ -113,6 +113,16 @@ impl Desired {
         Ok(self)
     }
 
+    /// The same without one address, which is somebody else's on this node. `None` where it was the only one.
+    #[must_use]
+    pub fn without(&self, address: IpAddr) -> Option<Self> {
+        let mut rest = self.clone();
+        rest.addresses.retain(|other| *other != address);
+        rest.services.retain(|other| *other != address);
+        rest.targets.retain(|(local, _)| *local != address);
+        (!rest.addresses.is_empty()).then_some(rest)
+    }
+
     /// The same with fail-open off everywhere: for a kernel that lacks what it needs.
     pub fn without_fail_open(mut self) -> Self {
         self.switched_off = true;
@@ -366,6 +376,19 @@ mod tests {
         let wish = wish.with_fallback(local, ip("10.96.0.10")).unwrap();
         let wish = wish.with_fallback(local, ip("10.96.0.11")).unwrap();
         assert_eq!(wish.fail_open().collect::<Vec<_>>(), [(local, FailOpen::To(ip("10.96.0.11")))]);
+    }
+
+    #[test]
+    fn leaves_out_one_address_and_keeps_what_is_said_of_the_others() {
+        let (local, service) = (ip("169.254.20.10"), ip("10.96.0.10"));
+        let wish = desired(&["169.254.20.10"]).unwrap().intercept(&[service]).unwrap();
+        let wish = wish.with_fallback(local, service).unwrap();
+        let rest = wish.without(service).unwrap();
+        assert_eq!(rest.fail_open().collect::<Vec<_>>(), [(local, FailOpen::To(service))]);
+        assert!(!rest.is_service(service));
+        assert_eq!(rest.without(local), None);
+        let other = wish.without(local).unwrap();
+        assert_eq!(other.fail_open().collect::<Vec<_>>(), [(service, FailOpen::KubeProxy)]);
     }
 
     #[test]

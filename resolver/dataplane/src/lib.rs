@@ -15,6 +15,7 @@
 //! | [`link`] | device `nodestub` of type dummy, else `lo`; addresses /32 and /128; marks to know them again; rtnetlink |
 //! | [`nftables`] | the ruleset as netfilter messages, sent as one transaction and read back |
 //! | [`proof`] | a query of our own that shows whether fail-open works here |
+//! | [`obstacles`] | chains of others that would drop our packets, and the line to add there; `sockopt` in it has the one unsafe block |
 //! | [`watch`] | the kernel's notifications: somebody changed something of ours |
 //!
 //! Order: the rules come before the address and go after it, so no packet to the address is ever tracked. Others' things
@@ -45,11 +46,12 @@
 //!
 //! Not here: accept rules. NodeLocal has some in the filter table, but in a table of our own an accept cannot
 //! undo another table's drop, so they would do nothing.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod desired;
 pub mod link;
 pub mod nftables;
+pub mod obstacles;
 pub mod proof;
 pub mod rules;
 pub mod watch;

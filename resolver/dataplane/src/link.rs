@@ -74,6 +74,29 @@ pub struct Swept {
     pub left: Vec<String>,
 }
 
+/// Those of the wished addresses that another device carries, and not by us, with its name: [`apply`] would refuse them.
+/// Needs no capability.
+pub async fn taken(desired: &Desired) -> Result<Vec<(IpAddr, String)>, Error> {
+    let netlink = Netlink::open()?;
+    let known = devices(&netlink.handle).await?;
+    let carried = addresses(&netlink.handle).await?;
+    let ours = Ours::new(&known, &carried);
+    let is_elsewhere = |one: &&Carried| {
+        desired.addresses().contains(&one.address)
+            && name_of(&known, one.device) != desired.device()
+            && !ours.has(one)
+    };
+    Ok(carried.iter().filter(is_elsewhere).map(|one| (one.address, name_of(&known, one.device))).collect())
+}
+
+/// Index and name of the devices that have no type of their own, `lo` left out: hardware. Others are made by somebody, as those of pods.
+pub(crate) async fn hardware() -> Result<Vec<(u32, String)>, Error> {
+    let netlink = Netlink::open()?;
+    let known = devices(&netlink.handle).await?;
+    let hardware = known.into_iter().filter(|device| device.is_hardware && device.name != LOOPBACK);
+    Ok(hardware.map(|device| (device.index, device.name)).collect())
+}
+
 /// The device and addresses as applied, and which of them are ours to remove.
 #[derive(Debug)]
 pub struct Link {
@@ -358,9 +381,10 @@ impl Error {
                 _ => None,
             },
             Self::ForeignDevice(_) => Some("choose another name for the device, or remove that one"),
-            Self::Taken { device, .. } if device == "kube-ipvs0" => {
-                Some("kube-proxy in IPVS mode owns service addresses: use a local address only")
-            }
+            Self::Taken { device, .. } if device == "kube-ipvs0" => Some(
+                "kube-proxy in IPVS mode owns the addresses of Services: take it out of -localip and --intercept, \
+                     and point pods at a local address such as 169.254.20.10",
+            ),
             Self::Taken { .. } => {
                 Some("another node cache seems to run here: remove it, or choose another address")
             }
@@ -424,6 +448,7 @@ struct Device {
     name: String,
     is_up: bool,
     is_dummy: bool,
+    is_hardware: bool,
     is_marked: bool,
 }
 
@@ -459,6 +484,7 @@ fn device(message: &LinkMessage) -> Device {
         name: String::new(),
         is_up: message.header.flags.contains(LinkFlags::Up),
         is_dummy: false,
+        is_hardware: true,
         is_marked: false,
     };
     for attribute in &message.attributes {
@@ -467,6 +493,7 @@ fn device(message: &LinkMessage) -> Device {
             LinkAttribute::IfAlias(alias) => device.is_marked = alias == mark::DEVICE_ALIAS,
             LinkAttribute::LinkInfo(infos) => {
                 device.is_dummy = infos.contains(&LinkInfo::Kind(InfoKind::Dummy));
+                device.is_hardware &= !infos.iter().any(|info| matches!(info, LinkInfo::Kind(_)));
             }
             _ => {}
         }

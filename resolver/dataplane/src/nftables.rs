@@ -90,6 +90,11 @@ pub async fn verify(ruleset: &Ruleset) -> Result<(), Error> {
     compare_rules(ruleset, &read_rules().await?)
 }
 
+/// Whether there is a table of ours, in whatever form.
+pub async fn is_there() -> Result<bool, Error> {
+    Ok(!read_chains().await?.is_empty())
+}
+
 /// Deletes our table. Returns whether there was one.
 pub async fn delete() -> Result<bool, Error> {
     let table = TableMessage { attributes: vec![TableAttribute::Name(TABLE.to_owned())] };

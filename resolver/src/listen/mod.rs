@@ -561,6 +561,13 @@ fn bind_tcp(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
+impl BindError {
+    /// The address, where somebody else has it.
+    pub fn in_use(&self) -> Option<SocketAddr> {
+        (self.cause.kind() == io::ErrorKind::AddrInUse).then_some(self.address)
+    }
+}
+
 impl std::fmt::Display for BindError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { address, protocol, cause } = self;

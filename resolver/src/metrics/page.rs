@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::UNIX_EPOCH;
 
 use nodestub_cache::Kind;
+use nodestub_dataplane::obstacles::Report;
 use nodestub_wire::Rcode;
 
 use super::counters::{
@@ -35,6 +36,8 @@ pub struct Facts {
     pub fail_open_is_proven: bool,
     /// The Service of `-upstreamsvc`, and how it is known.
     pub service: (String, Service),
+    /// Chains of others that would drop our packets.
+    pub obstacles: Report,
     /// Whether `/ready` says yes.
     pub ready: bool,
     /// How handovers ended, by their label.
@@ -384,6 +387,7 @@ fn process(page: &mut Page, shared: &Shared, facts: &Facts) {
     for one in Service::ALL {
         page.sample(name, &[("name", service), ("state", &one.label())], u8::from(one == *is));
     }
+    obstacles(page, &facts.obstacles);
     let help = "1 while queries are answered and no upstream loops.";
     page.single("nodestub_ready", "gauge", help, u8::from(facts.ready));
     let name = "nodestub_handover_total";
@@ -437,6 +441,20 @@ fn fail_open(page: &mut Page, facts: &Facts) {
     }
     let help = "1 while it was last seen to work for every address of this node.";
     page.single("nodestub_fail_open_proven", "gauge", help, u8::from(facts.fail_open_is_proven));
+}
+
+/// Bounded by the dataplane's `MAX_FINDINGS`; the rest is one sample without names.
+fn obstacles(page: &mut Page, report: &Report) {
+    let name = "nodestub_node_obstacles";
+    page.family(name, "gauge", "Chains of others that drop DNS of this node for certain, or may.");
+    let sure = |certain: bool| if certain { "yes" } else { "no" };
+    for finding in &report.findings {
+        let (table, chain) = (finding.table_name(), &finding.chain);
+        page.sample(name, &[("table", &table), ("chain", chain), ("certain", &sure(finding.is_certain))], 1);
+    }
+    page.sample(name, &[("table", &""), ("chain", &""), ("certain", &"no")], report.more);
+    let help = "What could not be looked at for such chains; the log says what.";
+    page.single("nodestub_node_obstacles_unseen", "gauge", help, report.unseen.len());
 }
 
 fn rcode_label(code: usize) -> String {

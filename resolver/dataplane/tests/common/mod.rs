@@ -1,4 +1,5 @@
 //! A node and a pod for the tests: two namespaces, a veth pair, tracking forced on, servers on the local addresses.
+#![allow(dead_code, clippy::allow_attributes, reason = "every test file uses another part of it")]
 
 use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
