@@ -15,7 +15,7 @@
 
 readonly LOAD_IMAGE=nodestub.test/load:1
 # The cluster DNS gives each of its names the address of whoever asks.
-readonly WHO=who.test
+readonly WHO=who.$CLUSTER_DOMAIN
 # With NODESTUB_FULL the numbers that are promised; without, a tenth of them.
 rounds=5 least_queries=100000
 [[ -z ${NODESTUB_FULL:-} ]] || rounds=50 least_queries=1000000
