@@ -17,11 +17,10 @@ readonly LOAD_IMAGE=nodestub.test/load:1
 # The cluster DNS gives each of its names the address of whoever asks.
 readonly WHO=who.$CLUSTER_DOMAIN
 # With NODESTUB_FULL the numbers that are promised; without, a tenth of them.
-rounds=5 least_queries=100000
-[[ -z ${NODESTUB_FULL:-} ]] || rounds=50 least_queries=1000000
-readonly rounds least_queries
+rounds=5 least_queries=100000 rate=5000
+[[ -z ${NODESTUB_FULL:-} ]] || rounds=50 least_queries=1000000 rate=20000
 # Queries a second by UDP.
-readonly RATE=${NODESTUB_RATE:-20000}
+readonly rounds least_queries RATE=${NODESTUB_RATE:-$rate}
 # By TCP, connections a second for one query each, and connections that are kept.
 readonly TCP_NEW=100 TCP_KEPT=20
 
@@ -161,15 +160,23 @@ upstream_count() {
     echo "$sum"
 }
 
-# dropped_by_cluster_dns: packets that came while the receive queue of a CoreDNS was full. A busy machine makes such bursts,
-# and what is dropped there has left our hands.
+# A machine that is busy with other things makes bursts that are longer than receive queues. What they drop is counted by
+# the kernel: packets that found the receive queue of a UDP socket full.
 dropped_by_cluster_dns() {
-    local pid sum=0 one
+    local pid sum=0
     for pid in $(on_node pgrep --full '^/coredns '); do
-        one=$(on_node awk '$1 == "Udp:" && $2 ~ /^[0-9]/ { print $6 }' "/proc/$pid/net/snmp")
-        sum=$((sum + one))
+        sum=$((sum + $(receive_errors "/proc/$pid/net/snmp")))
     done
     echo "$sum"
+}
+
+# The same on the node itself, where the resolver is.
+dropped_on_node() {
+    receive_errors /proc/net/snmp
+}
+
+receive_errors() {
+    on_node awk '$1 == "Udp:" && $2 ~ /^[0-9]/ { print $6 }' "$1"
 }
 
 # Each name once, so that the resolver knows them all.

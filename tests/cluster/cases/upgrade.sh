@@ -37,8 +37,10 @@ test_an_image_upgrade_and_a_deletion_of_the_daemonset_under_load() {
     lost=$(between asker 0 "$deletion" lost)
     figure "an image upgrade by maxSurge, under $(pace asker) q/s: $lost lost of $(between asker 0 "$deletion" sent)," \
         "$(between asker "$upgrade" "$upgraded" cluster) answered by the cluster DNS"
-    figure "the DaemonSet deleted: $(between asker "$deletion" "$FOREVER" lost) lost of $(between asker "$deletion" "$FOREVER" sent)," \
-        "$drops dropped by full receive queues of the cluster DNS"
+    for kind in udp tcp_new tcp_kept; do
+        figure "the DaemonSet deleted, $kind: $(between asker "$deletion" "$FOREVER" lost "$kind") lost of" \
+            "$(between asker "$deletion" "$FOREVER" sent "$kind")"
+    done
     expect_equal "lost over the upgrade" "$lost" 0
     expect_equal "answered by the cluster DNS during the upgrade, as if nobody listened" \
         "$(between asker "$upgrade" "$upgraded" cluster udp)" 0
