@@ -209,7 +209,8 @@ impl Scene {
 
     /// Kills the node's resolver as nobody should: without a word.
     pub(crate) fn kill_resolver(&self) {
-        if let Some(resolver) = self.resolver().take() {
+        let resolver = self.resolver().take();
+        if let Some(resolver) = resolver {
             resolver.kill();
         }
     }

@@ -16,6 +16,8 @@ pub(crate) struct Tally {
     lost: u64,
     /// Answers from another address than the one that was asked.
     pub(crate) wrong_source: u64,
+    /// Answers to what had been answered, which harm nobody.
+    pub(crate) again: u64,
     /// Messages to us that do not answer what was asked.
     pub(crate) wrong_answer: u64,
     /// Ports asked from, or connections opened.
@@ -58,6 +60,7 @@ impl Tally {
             answered: 0,
             lost: 0,
             wrong_source: 0,
+            again: 0,
             wrong_answer: 0,
             opened: 0,
             ended_early: [0; 3],
@@ -116,6 +119,7 @@ impl Tally {
         self.answered += other.answered;
         self.lost += other.lost;
         self.wrong_source += other.wrong_source;
+        self.again += other.again;
         self.wrong_answer += other.wrong_answer;
         self.opened += other.opened;
         self.changed_hands += other.changed_hands;
@@ -146,11 +150,12 @@ impl Tally {
     pub(crate) fn report(&self, kind: &str) {
         let ms = |time: Duration| time.as_secs_f64() * 1000.0;
         let mut line = format!(
-            "{kind} sent={} answered={} lost={} wrong_source={} wrong_answer={} opened={} slowest_ms={:.1} \
+            "{kind} sent={} answered={} lost={} again={} wrong_source={} wrong_answer={} opened={} slowest_ms={:.1} \
              longest_silence_ms={}",
             self.sent,
             self.answered,
             self.lost,
+            self.again,
             self.wrong_source,
             self.wrong_answer,
             self.opened,

@@ -40,6 +40,7 @@ struct Port {
     socket: UdpSocket,
     sent: usize,
     open: Vec<(Vec<u8>, Instant)>,
+    answered: Vec<Vec<u8>>,
 }
 
 impl<'a> Client<'a> {
@@ -128,7 +129,7 @@ impl<'a> Client<'a> {
         let socket = UdpSocket::bind(anywhere(self.plan.server)).unwrap();
         socket.set_nonblocking(true).unwrap();
         epoll::add(&self.epoll, &socket, EventData::new_u64(place as u64), EventFlags::IN).unwrap();
-        self.ports[place] = Some(Port { socket, sent: 0, open: Vec::new() });
+        self.ports[place] = Some(Port { socket, sent: 0, open: Vec::new(), answered: Vec::new() });
         self.tally.opened += 1;
         Some(place)
     }
@@ -147,8 +148,11 @@ impl<'a> Client<'a> {
                 .and_then(|id| port.open.iter().position(|(query, _)| message::id(query) == Some(id)));
             let answer = asked.map(|asked| (asked, message::answer(&port.open[asked].0, message)));
             if let Some((asked, Ok(address))) = answer {
-                let (_, asked_at) = port.open.swap_remove(asked);
+                let (query, asked_at) = port.open.swap_remove(asked);
                 self.tally.answered(asked_at, address);
+                port.answered.push(query);
+            } else if port.answered.iter().any(|query| message::answer(query, message).is_ok()) {
+                self.tally.again += 1;
             } else {
                 self.tally.wrong_answer += 1;
             }
