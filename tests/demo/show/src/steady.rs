@@ -24,12 +24,12 @@ pub(crate) struct Steady {
 }
 
 /// What became of them.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Counted {
     /// Questions sent.
     pub(crate) sent: u64,
-    /// Those that nobody answered.
-    pub(crate) lost: u64,
+    /// The numbers of those that nobody answered, counted from 0.
+    pub(crate) lost: Vec<u64>,
     /// The longest time for an answer.
     pub(crate) slowest: Duration,
 }
@@ -59,10 +59,15 @@ impl Steady {
         Ok(Self { over, sent, sender, reader })
     }
 
+    /// How many have been sent by now.
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent.load(SeqCst)
+    }
+
     /// Waits until that many more questions have been sent.
     pub(crate) fn wait_for(&self, more: u64) {
-        let wanted = self.sent.load(SeqCst).saturating_add(more);
-        while self.sent.load(SeqCst) < wanted && !self.sender.is_finished() {
+        let wanted = self.sent().saturating_add(more);
+        while self.sent() < wanted && !self.sender.is_finished() {
             std::thread::sleep(PAUSE);
         }
     }
@@ -95,16 +100,15 @@ fn send(
             return Ok(());
         }
         let bytes = query(name, "A", &Options { id: Some(number), ..Options::default() })?;
-        // Refused: a port that nobody has. Then this question is lost, and the next one shows it no more.
-        if socket.send(&bytes).or_else(|_| socket.send(&bytes)).is_ok() {
-            sent.fetch_add(1, SeqCst);
-        }
+        // An error may be the one of an earlier question, which nobody took. One that cannot be sent is lost.
+        drop(socket.send(&bytes).or_else(|_| socket.send(&bytes)));
+        sent.store(u64::from(number) + 1, SeqCst);
     }
     Ok(())
 }
 
 fn read(socket: &UdpSocket, began: Instant, over: &AtomicBool, sent: &AtomicU64) -> Result<Counted, Error> {
-    let mut answered: u64 = 0;
+    let mut answered = vec![false; usize::from(u16::MAX) + 1];
     let mut slowest = Duration::ZERO;
     let mut last = Instant::now();
     let mut buffer = [0; 1500];
@@ -115,13 +119,19 @@ fn read(socket: &UdpSocket, began: Instant, over: &AtomicBool, sent: &AtomicU64)
             if answer.rcode != "NOERROR" || answer.answers.is_empty() {
                 return Err(Error::new(format!("ask steadily: the answer was {}", answer.rcode)));
             }
-            answered += 1;
+            if let Some(answered) = answered.get_mut(usize::from(answer.id)) {
+                *answered = true;
+            }
             slowest = slowest.max(last.saturating_duration_since(moment(began, answer.id)));
         }
         if over.load(SeqCst) {
             let sent = sent.load(SeqCst);
-            if answered >= sent || last.elapsed() > PATIENCE {
-                return Ok(Counted { sent, lost: sent.saturating_sub(answered), slowest });
+            let lost: Vec<u64> = (0..sent)
+                .zip(&answered)
+                .filter_map(|(number, answered)| (!answered).then_some(number))
+                .collect();
+            if lost.is_empty() || last.elapsed() > PATIENCE {
+                return Ok(Counted { sent, lost, slowest });
             }
         }
     }
