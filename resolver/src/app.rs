@@ -387,6 +387,7 @@ impl<'a> Running<'a> {
         let lameduck = self.shared.tables.load().lameduck;
         tracing::info!(?lameduck, "stopping");
         tokio::time::sleep(lameduck).await;
+        self.listeners.turn_away();
         self.listeners.stop(DRAIN).await;
     }
 

@@ -152,8 +152,8 @@ pub struct Serve {
     /// `-localip` that are `KUBE_DNS_SERVICE_HOST` count without being named.
     #[arg(long = "intercept", value_name = "IP,...", value_delimiter = ',', env = "NODESTUB_INTERCEPT")]
     pub intercept: Vec<IpAddr>,
-    /// Where the kernel sends queries while nobody listens on a local address: one for each family. By default the
-    /// Service of `-upstreamsvc`, else `KUBE_DNS_SERVICE_HOST`.
+    /// Where the kernel sends queries while nobody listens on a local address: one for each family. By default
+    /// `KUBE_DNS_SERVICE_HOST`, else the Service of `-upstreamsvc`.
     #[arg(long = "fallback", value_name = "IP,...", value_delimiter = ',', env = "NODESTUB_FALLBACK")]
     pub fallback: Vec<IpAddr>,
     /// Whether the kernel answers from there at all.

@@ -79,8 +79,10 @@ pub fn wish(serve: &Serve, variable: impl Fn(&str) -> Option<String>) -> Result<
     }
     let mut targets = serve.fallback.clone();
     if targets.is_empty() {
-        targets.extend(placeholders.options(&variable).cluster_dns);
+        // Not the Service of -upstreamsvc first: NodeLocal's is part of its manifest, and goes when that is deleted, while
+        // the rules stay for the pods that still ask.
         targets.extend(kube_dns);
+        targets.extend(placeholders.options(&variable).cluster_dns);
     }
     for address in local.iter().filter(|address| !services.contains(address)) {
         let target = targets.iter().find(|target| target.is_ipv4() == address.is_ipv4());
@@ -459,7 +461,16 @@ mod tests {
             "x -localip 169.254.20.10,10.96.0.10 -upstreamsvc kube-dns-upstream",
             &[("KUBE_DNS_SERVICE_HOST", "10.96.0.10"), ("KUBE_DNS_UPSTREAM_SERVICE_HOST", "10.96.7.7")],
         );
-        assert_eq!(found, ["169.254.20.10 to 10.96.7.7", "10.96.0.10 to kube-proxy"]);
+        assert_eq!(found, ["169.254.20.10 to 10.96.0.10", "10.96.0.10 to kube-proxy"]);
+    }
+
+    #[test]
+    fn falls_back_to_the_service_of_upstreamsvc_where_none_is_called_kube_dns() {
+        let found = fail_open(
+            "x -localip 169.254.20.10 -upstreamsvc coredns",
+            &[("COREDNS_SERVICE_HOST", "10.96.7.7")],
+        );
+        assert_eq!(found, ["169.254.20.10 to 10.96.7.7"]);
     }
 
     #[test]

@@ -21,6 +21,11 @@ fail() {
     exit 1
 }
 
+# figure WORD...: a line that is shown when the test passes, too.
+figure() {
+    echo "figure: $*"
+}
+
 # expect_equal WHAT ACTUAL EXPECTED
 expect_equal() {
     [[ $2 == "$3" ]] || fail "$1 is ${2@Q}, not ${3@Q}"
@@ -88,7 +93,7 @@ tracked() {
 
 # start_for_test NAME COMMAND...: a process on the node; ended after the test.
 start_for_test() {
-    started+=("$1")
+    [[ " ${started[*]} " == *" $1 "* ]] || started+=("$1")
     start "$@"
 }
 

@@ -368,8 +368,24 @@ impl Listeners {
         addresses
     }
 
-    /// Closes all sockets to new queries, waits until those under way are answered, at most for `patience`, and ends
-    /// the threads. What lies in a closed socket's queue is answered before it closes.
+    /// Before [`Listeners::stop`], where no other process has our sockets: from now on new queries find no listener, so
+    /// that those who come while the last ones are still answered do not wait in a queue that nobody will read.
+    pub fn turn_away(&self) {
+        if self.shared.has_stand_by.load(Relaxed) {
+            return;
+        }
+        for (address, bound) in &self.bound {
+            for listener in &bound.udp {
+                if let Err(error) = listener.turn_away() {
+                    // Then they wait in vain until the socket closes, as long as something is under way.
+                    tracing::warn!(%address, %error, "queries that come while this resolver stops may be lost");
+                }
+            }
+        }
+    }
+
+    /// Closes all sockets, waits until queries under way are answered, at most for `patience`, and ends the threads.
+    /// What lies in a closed socket's queue is answered before it closes.
     pub async fn stop(mut self, patience: Duration) {
         for bound in self.bound.values_mut() {
             bound.stop_accepting();

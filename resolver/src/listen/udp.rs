@@ -10,7 +10,7 @@
 //! A panic while answering (a bug of ours) costs the batch, is counted, and does not stop the thread.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -85,6 +85,22 @@ impl Listener {
 
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+
+    /// Lets the kernel give no new query to this socket, though it stays open: what is in its queue can still be read,
+    /// and replies still leave by it. It is connected to where nobody is, so a packet from elsewhere is not for it, and
+    /// whoever looks for a listener (the rules of the kernel's fail-open do) finds none.
+    ///
+    /// Not for a socket that another process has a copy of.
+    pub(super) fn turn_away(&self) -> io::Result<()> {
+        // TCP's port multiplexer's; no client of ours asks from it.
+        const NOBODY: u16 = 1;
+        let nowhere = match self.address.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+            own => own,
+        };
+        self.socket.connect(&SocketAddr::new(nowhere, NOBODY).into())
     }
 }
 

@@ -32,6 +32,8 @@ struct Counts {
 pub(crate) struct Tally {
     pub(crate) sent: u64,
     pub(crate) lost: u64,
+    /// When those were sent.
+    pub(crate) lost_at: Vec<Instant>,
     /// Answers beyond the first to a query, which harm nobody.
     pub(crate) again: u64,
     /// How long an answer took, by the longest.
@@ -70,6 +72,7 @@ impl UdpLoad {
             Tally {
                 sent: sum.sent + one.sent,
                 lost: sum.lost + one.lost,
+                lost_at: [sum.lost_at, one.lost_at].concat(),
                 again: sum.again + one.again,
                 longest: sum.longest.max(one.longest),
             }
@@ -93,7 +96,8 @@ fn client(
     stop: &AtomicBool,
     counts: &Counts,
 ) -> Tally {
-    let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").unwrap());
+    let any = if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = Arc::new(UdpSocket::bind(any).unwrap());
     socket.connect(server).unwrap();
     let open: Arc<Mutex<BTreeMap<u16, (String, Instant)>>> = Arc::default();
     let all_sent = AtomicBool::new(false);
@@ -109,7 +113,8 @@ fn client(
             let bytes = query(name, "A", &Options { id: Some(id), ..Options::default() }).unwrap();
             let unanswered = open.lock().unwrap().insert(id, (format!("{name}."), Instant::now()));
             assert!(unanswered.is_none(), "65536 queries ago, and still unanswered");
-            socket.send(&bytes).unwrap();
+            // A port that nobody has answers a query with an error for the next one, which is then sent once more.
+            socket.send(&bytes).or_else(|_| socket.send(&bytes)).unwrap();
             sent += 1;
             counts.sent.fetch_add(1, SeqCst);
             next += pause;
@@ -117,8 +122,8 @@ fn client(
         }
         all_sent.store(true, SeqCst);
         let (again, longest) = reader.join().unwrap();
-        let lost = open.lock().unwrap().len() as u64;
-        Tally { sent, lost, again, longest }
+        let lost_at: Vec<Instant> = open.lock().unwrap().values().map(|(_, asked_at)| *asked_at).collect();
+        Tally { sent, lost: lost_at.len() as u64, lost_at, again, longest }
     })
 }
 

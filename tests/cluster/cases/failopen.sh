@@ -1,173 +1,106 @@
 # shellcheck shell=bash
-# What the resolver finds out about its node: whether fail-open works there, and whose pods would miss it.
+# Connection tracking and the kernel's fail-open on a real node, under load: what a resolver's death costs, in numbers.
 
-readonly COREFILE=$CLUSTER_DIR/failopen.Corefile
-readonly MANIFEST=$CLUSTER_DIR/resolver.yaml
-readonly CLEANUP_IMAGE=nodestub.test/cleanup:1
+# shellcheck source=tests/cluster/load.sh
+source "$HERE/load.sh"
 
-# Starts the resolver on the node, as it runs where there is no DaemonSet.
-start_resolver() {
-    cat > "$COREFILE" << END
-. {
-    bind $LOCAL_ADDRESS
-    forward . $CLUSTER_DNS
-    prometheus 127.0.0.1:9253
-    ready 127.0.0.1:8181
-}
-END
-    start_for_test resolver "$OUR_PROGRAMS/nodestub-resolver" -conf "$COREFILE" -localip "$LOCAL_ADDRESS" \
-        --fallback "$CLUSTER_DNS" --cluster-domain "$CLUSTER_DOMAIN"
-    wait_for 30 "the resolver" on_node curl -fsS http://127.0.0.1:8181/ready
-}
-
-# fail_open_is STATE: as the metric has it.
-fail_open_is() {
-    on_node curl -fsS http://127.0.0.1:9253/metrics |
-        grep -q "^nodestub_fail_open{address=\"$LOCAL_ADDRESS\",to=\"$CLUSTER_DNS\",state=\"$1\"} 1$"
-}
-
-# A pod that has the local address as its first nameserver, as the webhook would make it.
-user() {
-    k apply --filename - > /dev/null << END
-apiVersion: v1
-kind: Pod
-metadata: {name: $1}
-spec:
-  terminationGracePeriodSeconds: 0
-  dnsPolicy: None
-  dnsConfig: {nameservers: [$LOCAL_ADDRESS, $CLUSTER_DNS]}
-  containers: [{name: asker, image: "nodestub.test/asker:1", command: [sleep, "3600"]}]
-END
-    k wait --for=condition=Ready "pod/$1" --timeout="${PATIENCE}s" > /dev/null
-}
-
-test_the_metric_says_that_fail_open_works_and_that_it_does_not_without_kube_proxys_rules() {
-    asker pod
-    start_resolver
-    wait_for 60 "fail-open to be seen to work" fail_open_is works
-    expect_equal "proven" "$(counter nodestub_fail_open_proven)" 1
-    # And it does: nobody listens, and the pod is answered.
-    stop resolver
-    expect_equal "an answer without a listener" "$(dig_in pod "@$LOCAL_ADDRESS" +short "$KUBERNETES_NAME")" "$KUBERNETES_SERVICE"
-
-    start_resolver
-    wait_for 60 "fail-open to be seen to work" fail_open_is works
-    stop kube-proxy
-    on_node "$(program kube-proxy)" --cleanup > /dev/null 2>&1
-    # What is translated already goes on by its entry.
+# All of both protocols: entries that are there, and events.
+tracking_under_load() {
+    local pod=$1 protocol entries events
+    shift
     on_node conntrack -F 2> /dev/null
-    # It looks again at once when something of its own is taken away.
-    on_node nft delete table inet nodestub
-    wait_for 60 "fail-open to be seen not to work" fail_open_is broken
-    on_node curl -sS http://127.0.0.1:8181/ready | grep -q "kube-proxy's rules are missing" ||
-        fail "the text of /ready does not say why"
-    expect_equal "proven" "$(counter nodestub_fail_open_proven)" 0
-    "$HERE/up" node --proxy-mode "$PROXY_MODE" > /dev/null
-    wait_for 120 "fail-open to be seen to work again" fail_open_is works
+    for protocol in udp tcp; do
+        rm -f "$LOGS/events-$protocol.log"
+        start_for_test "events-$protocol" "$(command -v conntrack)" \
+            -E --buffer-size 8388608 --proto "$protocol" --orig-dst "$LOCAL_ADDRESS" --dport 53
+    done
+    start_load "$pod" --server "$LOCAL_ADDRESS" --zone "$WHO" "$@" --tcp-new "$TCP_NEW" --tcp-kept "$TCP_KEPT"
+    sleep 4
+    for protocol in udp tcp; do
+        # While it asks.
+        entries=$(on_node conntrack -L --proto "$protocol" --orig-dst "$LOCAL_ADDRESS" --dport 53 2> /dev/null | wc -l)
+        stop "events-$protocol"
+        events=$(grep -c '^ *\[' "$LOGS/events-$protocol.log" || true)
+        figure "$pod: $protocol entries=$entries events=$events"
+        found[$protocol]="$entries $events"
+    done
+    finish_load "$pod"
+    expect_right_answers "$pod"
 }
 
-# Whatever happened, others need it.
-after() {
-    running kube-proxy || "$HERE/up" node --proxy-mode "$PROXY_MODE" > /dev/null
-    rm -f "$COREFILE"
-    [[ -e $MANIFEST ]] || return 0
-    (($1 == 0)) || kubectl --namespace kube-system logs daemonset/nodestub-resolver --tail=30
-    kubectl delete --filename "$MANIFEST" --ignore-not-found --timeout=60s > /dev/null
-    kubectl --namespace kube-system delete --ignore-not-found serviceaccount/nodestub-resolver \
-        configmap/nodestub-resolver > /dev/null
-    rm "$MANIFEST"
+test_no_dns_is_tracked_under_load_that_is_tracked_without_the_rules() {
+    local -A found
+    local protocol kind entries events
+    start_resolver without -setupiptables=false
+    tracking_under_load without-rules --udp 1000
+    for protocol in udp tcp; do
+        read -r entries events <<< "${found[$protocol]}"
+        ((entries > 0 && events > 0)) || fail "$protocol is not tracked without the rules, so the rest proves nothing"
+    done
+    stop without
+    start_resolver with
+    tracking_under_load with-rules --udp "$RATE"
+    for protocol in udp tcp; do
+        expect_equal "entries and events of $protocol" "${found[$protocol]}" "0 0"
+    done
+    for kind in udp tcp_new tcp_kept; do
+        expect_equal "lost by $kind" "$(count with-rules "$kind" lost)" 0
+    done
 }
 
-# no_container_of NAMESPACE POD: by the annotations of those that run.
-no_container_of() {
-    ! on_node bash -c 'cat /run/containerd/io.containerd.runtime.v2.task/k8s.io/*/config.json' 2> /dev/null |
-        grep -q "sandbox-name\":\"$2\",\"io.kubernetes.cri.sandbox-namespace\":\"$1\""
+# Out of the deaths (killed, dead, next start, serving: milliseconds) and the timeline of the asker, prints
+#   what was lost that a dead one held: sent shortly before it was dead; and the most of it by one death
+#   what was sent while nobody listened
+#   what was answered by who should not: a resolver while nobody listened, the cluster DNS by UDP while a resolver served
+#   what a resolver answered by UDP from its return until the next death
+sum_up_deaths() {
+    awk '
+        FNR == NR { asked[NR] = $1; dead[NR] = $2; restart[NR] = $3; served[NR] = $4; count = NR; next }
+        # Each kind of query is in the order of time.
+        $1 != kind { kind = $1; at = 1 }
+        {
+            while (at < count && $2 > served[at]) at++
+            if ($2 >= asked[at] - 500 && $2 <= dead[at]) { held += $6; each[at] += $6 }
+            if ($2 > dead[at] && $2 < restart[at]) { sent += $3; strangers += $4 }
+            if (at > 1 && $2 > served[at - 1] && $2 < asked[at] && kind == "udp") { returned += $4; strangers += $5 }
+        }
+        END {
+            for (at in each) if (each[at] > most) most = each[at]
+            print held + 0, most + 0, sent + 0, strangers + 0, returned + 0
+        }' "$CLUSTER_DIR/deaths" "$CLUSTER_DIR/asker.timeline"
 }
 
-# cleanup_pod NAME PHASE [host]: runs `cleanup` in a pod on the host's network, and prints what it says.
-cleanup_pod() {
-    local mounts="" volumes="" arguments='"cleanup"'
-    if [[ ${3:-} == host ]]; then
-        mounts='[{name: host, mountPath: /host, readOnly: true}]'
-        volumes='[{name: host, hostPath: {path: /}}]'
-        arguments+=', "--host-root", "/host"'
-    fi
-    k apply --filename - > /dev/null << END
-apiVersion: v1
-kind: Pod
-metadata: {name: $1}
-spec:
-  hostNetwork: true
-  dnsPolicy: Default
-  restartPolicy: Never
-  terminationGracePeriodSeconds: 0
-  containers:
-    - name: cleanup
-      image: $CLEANUP_IMAGE
-      args: [$arguments]
-      securityContext:
-        runAsUser: 0
-        allowPrivilegeEscalation: false
-        readOnlyRootFilesystem: true
-        seccompProfile: {type: RuntimeDefault}
-        capabilities: {drop: [ALL], add: [NET_ADMIN, NET_BIND_SERVICE]}
-      volumeMounts: ${mounts:-[]}
-  volumes: ${volumes:-[]}
-END
-    k wait --for=jsonpath='{.status.phase}'="$2" "pod/$1" --timeout="${PATIENCE}s" > /dev/null ||
-        fail "$1 did not end as $2: $(k logs "$1")"
-    k logs "$1"
-}
+test_a_resolver_killed_under_load_costs_no_later_query() {
+    local round asked dead restart held most sent strangers returned all lost cluster node misses=0
+    : > "$CLUSTER_DIR/deaths"
+    start_resolver resolver
+    cluster=$(dropped_by_cluster_dns) node=$(dropped_on_node)
+    start_load asker --server "$LOCAL_ADDRESS" --zone "$WHO" --udp "$RATE" --tcp-new "$TCP_NEW" --tcp-kept "$TCP_KEPT"
+    sleep 2
+    for ((round = 0; round < rounds; round++)); do
+        misses=$((misses + $(counter nodestub_misses_dropped_total)))
+        kill_resolver resolver
+        sleep 0.5
+        restart=$(now_ms)
+        start_resolver resolver
+        echo "$asked $dead $restart $(now_ms)" >> "$CLUSTER_DIR/deaths"
+        sleep 0.7
+    done
+    finish_load asker
+    cluster=$(($(dropped_by_cluster_dns) - cluster)) node=$(($(dropped_on_node) - node))
+    misses=$((misses + $(counter nodestub_misses_dropped_total)))
+    expect_right_answers asker
 
-test_cleanup_refuses_while_a_pod_has_the_address_names_it_and_cleans_when_it_is_gone() {
-    local said
-    make_image "$CLEANUP_IMAGE" --program "$OUR_PROGRAMS/nodestub-resolver:/nodestub-resolver" \
-        --entrypoint '["/nodestub-resolver"]'
-    start_resolver
-    user web
-    asker other
-    # Stopped, it leaves address and rules.
-    stop resolver
-    said=$(cleanup_pod blind Failed)
-    [[ $said == *--host-root* && $said == *hostPath* ]] || fail "what to mount is not said: $said"
-    said=$(cleanup_pod refused Failed host)
-    [[ $said == *"1 pod of this node has $LOCAL_ADDRESS as nameserver: $namespace/web"* ]] || fail "it says: $said"
-    said=$(on_node "$OUR_PROGRAMS/nodestub-resolver" cleanup 2>&1) && fail "it was not refused on the node itself"
-    [[ $said == *"$namespace/web"* ]] || fail "on the node itself it says: $said"
-    expect_equal "an answer to the pod all the while" \
-        "$(dig_in web "@$LOCAL_ADDRESS" +short "$KUBERNETES_NAME")" "$KUBERNETES_SERVICE"
-
-    k delete pod web --wait=true > /dev/null
-    # Without a grace period the API server does not wait for the node.
-    wait_for "$PATIENCE" "the pod's containers to end" no_container_of "$namespace" web
-    said=$(cleanup_pod done Succeeded host)
-    [[ $said == *removed*nodestub-ask*"table inet nodestub"* ]] || fail "it says: $said"
-    ! on_node nft list table inet nodestub > /dev/null 2>&1 || fail "the rules are there"
-    ! on_node ip link show nodestub-ask > /dev/null 2>&1 || fail "the pair of devices is there"
-}
-
-# The manifest's resolver: two capabilities and no more, RuntimeDefault's system calls, a /proc/sys that is read only.
-test_the_manifests_resolver_serves_when_the_facts_come_and_sees_that_fail_open_works() {
-    local manifests=$HERE/../../manifests/base image=nodestub.test/resolver:1
-    make_image "$image" --program "$OUR_PROGRAMS/nodestub-resolver:/nodestub-resolver" \
-        --entrypoint '["/nodestub-resolver"]'
-    asker pod
-    kubectl --namespace kube-system create serviceaccount nodestub-resolver > /dev/null
-    kubectl --namespace kube-system create configmap nodestub-resolver --from-file "$manifests/Corefile" > /dev/null
-    sed "s,image: nodestub-resolver:.*,image: $image," "$manifests/resolver.yaml" > "$MANIFEST"
-    grep -q "image: $image" "$MANIFEST" || fail "the image was not changed"
-    kubectl apply --filename "$MANIFEST" > /dev/null
-    wait_for "$PATIENCE" "the resolver to say that it waits for the facts" resolver_says "not serving yet"
-    on_node nft list table inet nodestub > /dev/null || fail "the rules are not the first act"
-
-    kubectl --namespace kube-system patch configmap nodestub-facts --type merge --patch \
-        "{\"data\": {\"cluster-dns\": \"$CLUSTER_DNS\", \"cluster-domain\": \"$CLUSTER_DOMAIN\"}}" > /dev/null
-    # A kubelet looks at what it has mounted every minute or two.
-    kubectl --namespace kube-system rollout status daemonset/nodestub-resolver --timeout=180s > /dev/null
-    wait_for 60 "fail-open to be seen to work" fail_open_is works
-    expect_equal "an answer" "$(dig_in pod "@$LOCAL_ADDRESS" +short "$KUBERNETES_NAME")" "$KUBERNETES_SERVICE"
-}
-
-resolver_says() {
-    kubectl --namespace kube-system logs daemonset/nodestub-resolver 2> /dev/null | grep -q "$1"
+    read -r held most sent strangers returned < <(sum_up_deaths)
+    all=$(between asker 0 "$FOREVER" sent) lost=$(between asker 0 "$FOREVER" lost)
+    figure "$rounds kills under $(pace asker) q/s by UDP, $TCP_NEW new connections/s and $TCP_KEPT that are kept:"
+    figure "lost $lost of $all: $held that the dead ones held, at most $most by one death; $((lost - held)) others," \
+        "dropped by full queues: $cluster of the cluster DNS, $node of the resolver, $misses of its misses"
+    figure "sent while nobody listened: $sent; after a return: $returned answered by the resolver; by who should not: $strangers"
+    figure "connections to the cluster DNS that ended when the resolver came back: $(count asker tcp_kept ended_by_cluster)"
+    ((lost - held <= cluster + node + misses)) || fail "$((lost - held)) were lost that no dead process held, nor a full queue"
+    expect_equal "answers by who should not" "$strangers" 0
+    ((sent > 0 && returned > 0)) || fail "nothing was sent while nobody listened, or nothing answered after the return"
+    expect_equal "connections to the cluster DNS that did not live on" "$(count asker tcp_kept ended_by_cluster)" 0
+    expect_equal "connections that first one and then the other answered on" "$(count asker tcp_kept changed_hands)" 0
 }

@@ -17,6 +17,7 @@
 //! | `admission`, `http` | the API server's part: a TLS client, the patch applied |
 //! | `diff`, `resolv_conf`, `metrics` | pure: what is shown and compared |
 //! | `rounds` | names resolved in the pod, and what the counters say of it |
+//! | `steady` | a pod that asks without a pause, while resolvers come and go |
 //! | `play` | the whole, in order, as it is printed |
 #![forbid(unsafe_code)]
 
@@ -32,6 +33,7 @@ mod process;
 mod resolv_conf;
 mod rounds;
 mod scene;
+mod steady;
 
 use std::process::{Command, ExitCode, Stdio};
 

@@ -19,11 +19,16 @@ use crate::manifest::{self, Picked};
 use crate::resolv_conf::ResolvConf;
 use crate::rounds::{Asker, NAMES, Outcome, Round};
 use crate::scene::{Bypass, LOCAL, OUTSIDE_DELAY, POD, Scene};
+use crate::steady::{Counted, Steady};
 
 /// What a program is told when nobody reads its output any more (128 and SIGPIPE).
 const BROKEN_PIPE: i32 = 141;
 /// Width of a column of numbers.
 const COLUMN: usize = 12;
+/// What the pod asks for without a pause.
+const STEADY_NAME: &str = "hoge.default.svc.cluster.local";
+/// So many questions before and after what happens: a second each.
+const STEADY_QUESTIONS: u64 = 500;
 
 /// The demo.
 pub(crate) struct Play<'a> {
@@ -94,8 +99,8 @@ impl<'a> Play<'a> {
         self.opening();
         self.warn(&format!("On loopback, with high ports: {reason}."));
         self.note(
-            "Left out: the pod's and the node's network, the local address, the bypass of connection tracking, and \
-             the system's resolver library, which knows port 53 only; the demo's own client asks instead.",
+            "Left out: the pod's and the node's network, the local address, the bypass of connection tracking, what \
+             happens when the resolver is killed or replaced, and the system's resolver library, which knows port 53 only; the demo's own client asks instead.",
         );
         let played = self.play(&mut scene, false);
         self.end(played, &scene, None)
@@ -121,6 +126,7 @@ impl<'a> Play<'a> {
         let questions = self.names(&asker)?;
         if namespaces {
             self.tracking(&asker, questions)?;
+            self.death_and_handover(scene)?;
         }
         Ok(())
     }
@@ -324,6 +330,82 @@ impl<'a> Play<'a> {
         }
         let good = format!("{with} entries with the bypass, {without} without it");
         self.verdicts.push(Verdict { subject: "conntrack", good, faults });
+        Ok(())
+    }
+
+    /// The resolver is killed, and then replaced, while the pod asks.
+    fn death_and_handover(&mut self, scene: &Scene) -> Result<(), Error> {
+        let Some(pod) = scene.pod() else { return Ok(()) };
+        let stopped = scene.stop_resolver()?;
+        scene.start_resolver(Bypass::On)?;
+
+        let steady = Steady::start(pod, scene.endpoints.resolver, STEADY_NAME)?;
+        steady.wait_for(STEADY_QUESTIONS);
+        scene.kill_resolver();
+        let dead = steady.sent();
+        let before = scene.asked_cluster_dns()?;
+        steady.wait_for(STEADY_QUESTIONS);
+        let by_cluster_dns = scene.asked_cluster_dns()? - before;
+        scene.start_resolver(Bypass::On)?;
+        steady.wait_for(STEADY_QUESTIONS);
+        let killed = steady.finish()?;
+
+        let steady = Steady::start(pod, scene.endpoints.resolver, STEADY_NAME)?;
+        steady.wait_for(STEADY_QUESTIONS);
+        let before = scene.asked_cluster_dns()?;
+        let status = scene.hand_over()?;
+        steady.wait_for(STEADY_QUESTIONS);
+        let passed_on = scene.asked_cluster_dns()? - before;
+        let replaced = steady.finish()?;
+
+        self.line(self.palette.heading("The resolver goes, the answers do not"));
+        self.note(&format!(
+            "The Pod asks {LOCAL} for one name every 2 ms, each time once. First the resolver is killed (SIGKILL), \
+             and a second later started again: meanwhile the node's kernel sends the questions to the cluster DNS. \
+             Then a new one takes over from it, with its sockets and its cache, and the old one is stopped."
+        ));
+        self.line("");
+        let header = format!("  {:<38}{:>COLUMN$}{:>COLUMN$}{:>COLUMN$}", "", "questions", "lost", "slowest");
+        self.line(self.palette.paint(Style::Dim, header));
+        // What the killed process held is lost; nothing later may be.
+        let later = killed.lost.iter().filter(|number| **number >= dead).count();
+        let show = |label: &str, counted: &Counted, is_good: bool| {
+            let style = if is_good { Style::Green } else { Style::Red };
+            let lost = self.palette.paint(style, format_args!("{:>COLUMN$}", counted.lost.len()));
+            let slowest = span(counted.slowest);
+            self.line(format_args!("  {label:<38}{:>COLUMN$}{lost}{slowest:>COLUMN$}", counted.sent));
+        };
+        show("killed, and started again", &killed, later == 0);
+        show("replaced by a new one", &replaced, replaced.lost.is_empty());
+        self.line("");
+        self.note(&format!(
+            "Answered by the cluster DNS while there was no resolver: {by_cluster_dns:.0}. Asked of it over the \
+             handover: {passed_on:.0}, for the cache came along."
+        ));
+
+        let mut faults = Vec::new();
+        if later > 0 {
+            faults.push(format!("{later} questions were lost that were asked after its death"));
+        }
+        if by_cluster_dns < 1.0 {
+            faults.push("the cluster DNS answered nothing while there was no resolver".to_owned());
+        }
+        let good =
+            format!("{} of {} questions lost, none asked after its death", killed.lost.len(), killed.sent);
+        self.verdicts.push(Verdict { subject: "SIGKILL", good, faults });
+        let mut faults = Vec::new();
+        if !replaced.lost.is_empty() {
+            faults.push(format!("{} questions were lost in the handover", replaced.lost.len()));
+        }
+        if passed_on > 0.0 {
+            faults.push(format!("{passed_on:.0} questions went to the cluster DNS, so the cache was cold"));
+        }
+        for status in [stopped, status].iter().filter(|status| !status.success()) {
+            faults.push(format!("the resolver ended with {status} when it was asked to stop"));
+        }
+        let good =
+            format!("{} of {} questions lost, the cache stayed warm", replaced.lost.len(), replaced.sent);
+        self.verdicts.push(Verdict { subject: "handover", good, faults });
         Ok(())
     }
 

@@ -184,6 +184,45 @@ impl Scene {
 
     /// Starts the node's resolver and waits until it is ready.
     pub(crate) fn start_resolver(&self, bypass: Bypass) -> Result<(), Error> {
+        let process = self.launch_resolver(bypass)?;
+        self.wait_ready(&process, Place::Node, self.endpoints.ready, "/ready")?;
+        *self.resolver() = Some(process);
+        Ok(())
+    }
+
+    /// Starts another resolver, which takes over from the one that runs, and stops the old one as a kubelet does.
+    pub(crate) fn hand_over(&self) -> Result<ExitStatus, Error> {
+        let log = self.folder.join(RESOLVER_LOG);
+        let handovers = || -> Result<usize, Error> {
+            let text = std::fs::read_to_string(&log)
+                .map_err(|error| Error::caused(format!("read {}", log.display()), error))?;
+            Ok(text.matches("took over").count())
+        };
+        let before = handovers()?;
+        let process = self.launch_resolver(Bypass::On)?;
+        process.wait_until("has taken over", PATIENCE, || {
+            if handovers()? > before { Ok(()) } else { Err(Error::new("not yet")) }
+        })?;
+        let old = self.resolver().replace(process);
+        old.ok_or_else(|| Error::new("hand over: no resolver runs"))?.terminate(PATIENCE)
+    }
+
+    /// Kills the node's resolver as nobody should: without a word.
+    pub(crate) fn kill_resolver(&self) {
+        let resolver = self.resolver().take();
+        if let Some(resolver) = resolver {
+            resolver.kill();
+        }
+    }
+
+    /// Questions for addresses that the cluster DNS was asked so far: not those by which a resolver looks for loops.
+    pub(crate) fn asked_cluster_dns(&self) -> Result<f64, Error> {
+        let page =
+            self.inside(Place::Cluster, || http::get(self.endpoints.cluster_metrics, "/metrics"))??;
+        Ok(crate::metrics::sum(&page, "coredns_dns_requests_total", &[("type", "A")]))
+    }
+
+    fn launch_resolver(&self, bypass: Bypass) -> Result<Arc<Process>, Error> {
         let ends = self.endpoints;
         let mut text = NODE_COREFILE.to_owned();
         if self.namespaces.is_none() {
@@ -205,10 +244,7 @@ impl Scene {
         let cluster_dns = ends.cluster_dns.ip().to_string();
         // As Kubernetes tells every pod where the Service kube-dns is.
         let variables = [("KUBE_DNS_SERVICE_HOST", cluster_dns.as_str())];
-        let process = self.start(Place::Node, command, &variables, RESOLVER_LOG)?;
-        self.wait_ready(&process, Place::Node, ends.ready, "/ready")?;
-        *self.resolver() = Some(process);
-        Ok(())
+        self.start(Place::Node, command, &variables, RESOLVER_LOG)
     }
 
     /// Stops the node's resolver as a kubelet does.
