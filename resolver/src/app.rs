@@ -20,13 +20,14 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use nodestub_cache::Cache;
+use nodestub_corefile::Report;
 use nodestub_corefile::config::Config;
-use nodestub_corefile::{Options, Report};
 use rand::Rng;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Admin, AdminError, Status};
+use crate::admin_tls::{Tls, TlsError};
 use crate::args::{Placeholders, Serve};
 use crate::clock::Clock;
 use crate::coalesce::Coalescer;
@@ -40,6 +41,7 @@ use crate::privileges;
 use crate::query_log::QueryLog;
 use crate::resolve::Resolver;
 use crate::signals::{Order, Signals};
+use crate::sources::{self, Sources};
 use crate::tables::{CompileError, Tables, Workshop};
 use crate::watchdog::{self, SecretLabel};
 
@@ -66,6 +68,8 @@ pub enum StartError {
     CleanUp(CleanUpError),
     /// `rules` has nothing to print.
     NoRules,
+    /// Metrics cannot be served by HTTPS.
+    Tls(TlsError),
     /// An HTTP endpoint cannot be bound.
     Admin(AdminError),
     /// A DNS socket cannot be bound.
@@ -78,16 +82,16 @@ pub enum StartError {
 
 /// Reads a Corefile for `check` and says what is wrong with it. True: it can be served, as far as the text goes.
 pub fn check(file: &Path, placeholders: &Placeholders) -> bool {
-    match nodestub_corefile::load(file, &options(placeholders)) {
+    match sources::check(file, placeholders) {
         Ok(loaded) => {
             if !loaded.warnings.is_empty() {
-                eprintln!("{}", show(&loaded.warnings));
+                eprintln!("{}", sources::show(&loaded.warnings));
             }
             println!("{}: this Corefile can be served", file.display());
             true
         }
-        Err(report) => {
-            eprintln!("{}", show(&report));
+        Err(text) => {
+            eprintln!("{text}");
             false
         }
     }
@@ -111,12 +115,14 @@ pub async fn serve(arguments: &Serve, mut signals: Signals) -> Result<(), StartE
         );
     }
     let node = privileges::run(|| Node::set_up(wish)).await.map_err(StartError::System)?;
-    let config = read(arguments).map_err(StartError::Corefile)?;
+    let tls = Tls::new(&arguments.metrics_tls).map_err(StartError::Tls)?;
+    let mut sources = Sources::new(arguments, node.errors());
+    let config = sources.read().map_err(StartError::Corefile)?;
     let cpus = allowed_cpus();
     // Respects CPU quotas as well; a thread more than that would only wait for its slice.
     let workers =
         std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS).min(cpus.len());
-    let mut workshop = Workshop::new(workers).with_metrics(arguments.metrics_listen_address);
+    let mut workshop = Workshop::new(workers).with_metrics(arguments.metrics_address());
     let tables = workshop.compile(&config).map_err(StartError::Compile)?;
     let resolver = new_resolver(arguments).map_err(StartError::System)?;
     let pantry = Pantry::new(&resolver.cache, resolver.clock, &tables);
@@ -124,7 +130,7 @@ pub async fn serve(arguments: &Serve, mut signals: Signals) -> Result<(), StartE
     let taken = Entrance::enter(&identity, &pantry, &wanted).await.map_err(StartError::Handover)?;
     // From the first socket on, an order to stop is carried out in good order.
     signals.allow(longest_stop(&tables));
-    let parts = Compiled { config, workshop, tables, workers, cpus };
+    let parts = Compiled { sources, tls, config, workshop, tables, workers, cpus };
     let mut running = Running::start(arguments, parts, resolver, &node, identity, taken).await?;
     let status = Arc::clone(&running.status);
     drop(stage.set(Arc::clone(&status)));
@@ -144,7 +150,9 @@ pub async fn serve(arguments: &Serve, mut signals: Signals) -> Result<(), StartE
 }
 
 /// What a Corefile has become, and for what machine.
-struct Compiled {
+struct Compiled<'a> {
+    sources: Sources<'a>,
+    tls: Option<Arc<Tls>>,
     config: Config,
     workshop: Workshop,
     tables: Tables,
@@ -188,6 +196,7 @@ pub async fn clean_up(addresses: Vec<IpAddr>, port: u16, force: bool) -> Result<
 /// A daemon that answers.
 struct Running<'a> {
     arguments: &'a Serve,
+    sources: Sources<'a>,
     shared: Arc<Shared>,
     status: Arc<Status>,
     listeners: Listeners,
@@ -200,13 +209,13 @@ struct Running<'a> {
 impl<'a> Running<'a> {
     async fn start(
         arguments: &'a Serve,
-        parts: Compiled,
+        parts: Compiled<'a>,
         resolver: Resolver,
         node: &Node,
         identity: Identity,
         mut taken: Taken,
     ) -> Result<Self, StartError> {
-        let Compiled { config, workshop, tables, workers, cpus } = parts;
+        let Compiled { sources, tls, config, workshop, tables, workers, cpus } = parts;
         let shared = Shared::new(Tables::default(), resolver);
         let status = Arc::new(Status {
             shared: Arc::clone(&shared),
@@ -221,11 +230,15 @@ impl<'a> Running<'a> {
         });
         let mut listeners = Listeners::start(&shared, workers, cpus).map_err(StartError::System)?;
         let mut admin = Admin::new(Arc::clone(&status));
+        if let (Some(address), Some(tls)) = (arguments.metrics_address(), tls) {
+            admin.serve_by_tls(address, tls);
+        }
         taken.offer_to(&mut listeners, &mut admin);
         let post = Post::new(identity, &status);
         let loop_watch = CancellationToken::new();
         let first = config.clone();
-        let mut running = Self { arguments, listeners, admin, post, shared, status, config, loop_watch };
+        let mut running =
+            Self { arguments, sources, listeners, admin, post, shared, status, config, loop_watch };
         running.apply(first, tables)?;
         running.post.enter(taken, &mut running.listeners, &running.admin).await;
         watchdog::start(Arc::clone(&running.status)).map_err(StartError::System)?;
@@ -307,7 +320,7 @@ impl<'a> Running<'a> {
     /// Reads the Corefile and serves it, if it has changed. `ordered`: by a signal; then files that it names are read
     /// again as well.
     async fn reload(&mut self, ordered: bool) {
-        let error = match read(self.arguments) {
+        let error = match self.sources.read() {
             Ok(config) if config == self.config && !ordered => return,
             Ok(config) => {
                 let compiled =
@@ -359,19 +372,6 @@ fn longest_stop(tables: &Tables) -> Duration {
     tables.lameduck + STOP_LIMIT
 }
 
-fn options(placeholders: &Placeholders) -> Options {
-    placeholders.options(|name| std::env::var(name).ok())
-}
-
-fn read(arguments: &Serve) -> Result<Config, Box<Report>> {
-    let loaded =
-        nodestub_corefile::load(arguments.corefile(), &options(&arguments.placeholders)).map_err(Box::new)?;
-    if !loaded.warnings.is_empty() {
-        tracing::warn!("{}", loaded.warnings);
-    }
-    Ok(loaded.config)
-}
-
 fn new_resolver(arguments: &Serve) -> io::Result<Resolver> {
     Ok(Resolver {
         cache: Arc::new(Cache::new(usize::from(arguments.cache_mib) << 20)),
@@ -406,11 +406,6 @@ fn fingerprint(config: &Config) -> String {
     format!("{:016x}", hasher.finish())
 }
 
-fn show(report: &Report) -> String {
-    use std::io::IsTerminal;
-    if io::stderr().is_terminal() { report.coloured() } else { report.to_string() }
-}
-
 impl std::fmt::Display for StartError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -419,6 +414,7 @@ impl std::fmt::Display for StartError {
             Self::Wish(cause) => write!(f, "{cause}"),
             Self::CleanUp(cause) => write!(f, "{cause}"),
             Self::NoRules => f.write_str("these flags ask for no rules: give an address with -localip"),
+            Self::Tls(cause) => write!(f, "{cause}"),
             Self::Admin(cause) => write!(f, "{cause}"),
             Self::Bind(cause) => write!(f, "{cause}"),
             Self::Handover(cause) => write!(f, "{cause}"),
@@ -434,6 +430,7 @@ impl std::error::Error for StartError {
             Self::Compile(cause) => Some(cause),
             Self::Wish(cause) => Some(cause),
             Self::CleanUp(cause) => Some(cause),
+            Self::Tls(cause) => Some(cause),
             Self::Admin(cause) => Some(cause),
             Self::Bind(cause) => Some(cause),
             Self::Handover(cause) => Some(cause),

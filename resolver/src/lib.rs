@@ -6,10 +6,10 @@
 //!   listen/{udp,tcp}  takes it in            sys      recvmmsg, sendmmsg: the one file with unsafe code
 //!   answer            decides on the spot    tables   what a Corefile compiles to
 //!   resolve           what must be asked     coalesce, local, forward/{udp,tcp,upstream,health}, loops
-//!   metrics, query_log, admin                what is seen from outside
+//!   metrics, query_log, admin, admin_tls     what is seen from outside
 //!   handover          to a newer process, and from an older one
 //!   privileges, signals, control   rights, the end, and what probes ask
-//!   app               puts it together       args, node, clock, framing, watchdog
+//!   app               puts it together       args, sources, kube_dns, node, clock, framing, watchdog
 //! ```
 //!
 //! Bytes are `nodestub-wire`'s, kept answers `nodestub-cache`'s, the Corefile's text `nodestub-corefile`'s, address and
@@ -17,6 +17,7 @@
 #![deny(unsafe_code)]
 
 pub mod admin;
+pub mod admin_tls;
 pub mod answer;
 pub mod app;
 pub mod args;
@@ -26,6 +27,7 @@ pub mod control;
 pub mod forward;
 pub mod framing;
 pub mod handover;
+pub mod kube_dns;
 pub mod listen;
 pub mod local;
 pub mod loops;
@@ -35,6 +37,7 @@ pub mod privileges;
 pub mod query_log;
 pub mod resolve;
 pub mod signals;
+pub mod sources;
 pub mod sys;
 pub mod tables;
 pub mod watchdog;

@@ -48,13 +48,20 @@ fn main() -> ExitCode {
                 }
             }
         }
+        None if arguments.serve.plugins => {
+            for directive in nodestub_corefile::supported_directives() {
+                println!("dns.{directive}");
+            }
+            ExitCode::SUCCESS
+        }
         None => ended(serve(&arguments.serve)),
     }
 }
 
 fn serve(arguments: &Serve) -> Result<(), StartError> {
     signals::block().map_err(StartError::System)?;
-    let filter = EnvFilter::try_from_env("NODESTUB_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env("NODESTUB_LOG")
+        .unwrap_or_else(|_| EnvFilter::new(if arguments.quiet { "warn" } else { "info" }));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)
