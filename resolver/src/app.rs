@@ -40,6 +40,7 @@ use crate::node::{self, CleanUpError, Node};
 use crate::privileges;
 use crate::query_log::QueryLog;
 use crate::resolve::Resolver;
+use crate::service::{self, Word};
 use crate::signals::{Order, Signals};
 use crate::sources::{self, Sources};
 use crate::tables::{CompileError, Tables, Workshop};
@@ -134,6 +135,7 @@ pub async fn serve(arguments: &Serve, mut signals: Signals) -> Result<(), StartE
     let mut running = Running::start(arguments, parts, resolver, &node, identity, taken).await?;
     let status = Arc::clone(&running.status);
     drop(stage.set(Arc::clone(&status)));
+    service::tell(Word::Serving);
     let in_charge = move || !status.handovers.is_standing_by();
     let interval = arguments.sync_interval;
     tokio::spawn(privileges::run(move || node.keep_in_order(interval, in_charge)));
@@ -142,7 +144,9 @@ pub async fn serve(arguments: &Serve, mut signals: Signals) -> Result<(), StartE
     {
         tracing::warn!(file = %file.display(), %cause, "-pidfile: cannot write the process id");
     }
-    match running.until_stopped(&mut signals).await? {
+    let left = running.until_stopped(&mut signals).await?;
+    service::tell(Word::Stopping);
+    match left {
         Left::Serving => running.stop().await,
         Left::StandingBy => running.finish().await,
     }
@@ -298,7 +302,10 @@ impl<'a> Running<'a> {
                         let (listeners, admin) = (&mut self.listeners, &mut self.admin);
                         match self.post.hand_over(newcomer, listeners, admin, stop).await {
                             StoodBy::Stopped => return Ok(Left::StandingBy),
-                            StoodBy::Resumed => self.reload(true).await,
+                            StoodBy::Resumed => {
+                                service::tell(Word::Serving);
+                                self.reload(true).await;
+                            }
                         }
                         self.watch_for_loops();
                     }

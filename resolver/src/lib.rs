@@ -8,7 +8,7 @@
 //!   resolve           what must be asked     coalesce, local, forward/{udp,tcp,upstream,health}, loops
 //!   metrics, query_log, admin, admin_tls     what is seen from outside
 //!   handover          to a newer process, and from an older one
-//!   privileges, signals, control   rights, the end, and what probes ask
+//!   privileges, signals, control, service   rights, the end, what probes ask, word to systemd
 //!   app               puts it together       args, sources, kube_dns, node, clock, framing, watchdog
 //! ```
 //!
@@ -36,6 +36,7 @@ pub mod node;
 pub mod privileges;
 pub mod query_log;
 pub mod resolve;
+pub mod service;
 pub mod signals;
 pub mod sources;
 pub mod sys;

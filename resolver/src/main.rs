@@ -36,7 +36,10 @@ fn main() -> ExitCode {
             ended(app::print_rules(&serve))
         }
         Some(Command::Probe { question, limit, pid }) => {
-            without_rights();
+            // Root needs its own to find a process of another user.
+            if pid.is_none() {
+                without_rights();
+            }
             match control::ask(question, pid, limit) {
                 Ok(text) => {
                     println!("yes: {text}");
