@@ -18,6 +18,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::admin_tls::{Tls, TlsListener};
 use crate::handover::Handovers;
 use crate::listen::Shared;
 use crate::metrics::{Facts, render};
@@ -65,6 +66,8 @@ pub struct Admin {
     servers: HashMap<SocketAddr, Server>,
     /// Sockets that another process has handed over, not taken yet.
     offered: HashMap<SocketAddr, OwnedFd>,
+    /// The address that is served by HTTPS.
+    tls: Option<(SocketAddr, Arc<Tls>)>,
 }
 
 #[derive(Debug)]
@@ -149,7 +152,12 @@ impl Status {
 impl Admin {
     /// No server yet.
     pub fn new(status: Arc<Status>) -> Self {
-        Self { status, servers: HashMap::new(), offered: HashMap::new() }
+        Self { status, servers: HashMap::new(), offered: HashMap::new(), tls: None }
+    }
+
+    /// Serves this address by HTTPS, once it is served.
+    pub fn serve_by_tls(&mut self, address: SocketAddr, tls: Arc<Tls>) {
+        self.tls = Some((address, tls));
     }
 
     /// Sockets that the next [`Admin::prepare`] takes where it would bind; those that it has no use for are closed.
@@ -173,7 +181,8 @@ impl Admin {
     pub fn resume(&mut self) {
         for (address, server) in &mut self.servers {
             server.stop = CancellationToken::new();
-            serve(&self.status, *address, &server.socket, server.stop.clone());
+            let tls = self.tls.as_ref().filter(|(secured, _)| secured == address).map(|(_, tls)| tls);
+            serve(&self.status, *address, &server.socket, tls, server.stop.clone());
         }
     }
 
@@ -211,7 +220,8 @@ impl Admin {
                 tracing::info!(address = %bound, ?endpoints, "serving HTTP");
             }
             let stop = CancellationToken::new();
-            serve(&self.status, address, &socket, stop.clone());
+            let tls = self.tls.as_ref().filter(|(secured, _)| *secured == address).map(|(_, tls)| tls);
+            serve(&self.status, address, &socket, tls, stop.clone());
             self.servers.insert(address, Server { socket, stop });
         }
     }
@@ -229,7 +239,13 @@ impl Admin {
 }
 
 /// Serves from a copy of `socket` until `stop`.
-fn serve(status: &Arc<Status>, address: SocketAddr, socket: &std::net::TcpListener, stop: CancellationToken) {
+fn serve(
+    status: &Arc<Status>,
+    address: SocketAddr,
+    socket: &std::net::TcpListener,
+    tls: Option<&Arc<Tls>>,
+    stop: CancellationToken,
+) {
     let listener = match socket.try_clone().and_then(TcpListener::from_std) {
         Ok(listener) => listener,
         Err(cause) => {
@@ -238,9 +254,17 @@ fn serve(status: &Arc<Status>, address: SocketAddr, socket: &std::net::TcpListen
         }
     };
     let router = router(Arc::clone(status), address);
+    let tls = tls.cloned();
     tokio::spawn(async move {
-        let serve = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
-        if let Err(cause) = serve.await {
+        let stopped = stop.cancelled_owned();
+        let ended = match tls {
+            Some(tls) => {
+                let listener = TlsListener::new(listener, tls);
+                axum::serve(listener, router).with_graceful_shutdown(stopped).await
+            }
+            None => axum::serve(listener, router).with_graceful_shutdown(stopped).await,
+        };
+        if let Err(cause) = ended {
             tracing::error!(%address, %cause, "an HTTP server has ended");
         }
     });

@@ -20,14 +20,15 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use nodestub_cache::Cache;
+use nodestub_corefile::Report;
 use nodestub_corefile::config::Config;
-use nodestub_corefile::{Options, Report};
 use rand::Rng;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Admin, AdminError, Status};
+use crate::admin_tls::{Tls, TlsError};
 use crate::args::{Mode, Placeholders, Serve};
 use crate::cleanup::{self, CleanUp, CleanUpError};
 use crate::clock::Clock;
@@ -42,7 +43,9 @@ use crate::obstacles::{self, Obstacles};
 use crate::privileges;
 use crate::query_log::QueryLog;
 use crate::resolve::Resolver;
+use crate::service::{self, Word};
 use crate::signals::{Order, Signals};
+use crate::sources::{self, Sources};
 use crate::surroundings::{Known, Surroundings};
 use crate::tables::{CompileError, Tables, Workshop};
 use crate::watchdog::{self, SecretLabel};
@@ -72,6 +75,8 @@ pub enum StartError {
     CleanUp(CleanUpError),
     /// `rules` has nothing to print.
     NoRules,
+    /// Metrics cannot be served by HTTPS.
+    Tls(TlsError),
     /// An HTTP endpoint cannot be bound.
     Admin(AdminError),
     /// A DNS socket cannot be bound.
@@ -84,16 +89,16 @@ pub enum StartError {
 
 /// Reads a Corefile for `check` and says what is wrong with it. True: it can be served, as far as the text goes.
 pub fn check(file: &Path, placeholders: &Placeholders) -> bool {
-    match nodestub_corefile::load(file, &options(placeholders)) {
+    match sources::check(file, placeholders) {
         Ok(loaded) => {
             if !loaded.warnings.is_empty() {
-                eprintln!("{}", show(&loaded.warnings));
+                eprintln!("{}", sources::show(&loaded.warnings));
             }
             println!("{}: this Corefile can be served", file.display());
             true
         }
-        Err(report) => {
-            eprintln!("{}", show(&report));
+        Err(text) => {
+            eprintln!("{text}");
             false
         }
     }
@@ -121,14 +126,16 @@ pub async fn serve(arguments: &Serve, mut signals: Signals) -> Result<(), StartE
     let known_first = at_start.clone();
     let set_up = move || async move { Node::set_up(wish, &known_first).await };
     let node = privileges::run(set_up).await.map_err(StartError::System)?;
+    let tls = Tls::new(&arguments.metrics_tls).map_err(StartError::Tls)?;
     let may_wait = surroundings.has_folder();
     let mut known = surroundings.follow();
-    let config = first_config(arguments, &mut known, may_wait).await.map_err(StartError::Corefile)?;
+    let mut sources = Sources::new(arguments, node.errors());
+    let config = first_config(&mut sources, &mut known, may_wait).await.map_err(StartError::Corefile)?;
     let cpus = allowed_cpus();
     // Respects CPU quotas as well; a thread more than that would only wait for its slice.
     let workers =
         std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS).min(cpus.len());
-    let mut workshop = Workshop::new(workers).with_metrics(arguments.metrics_listen_address);
+    let mut workshop = Workshop::new(workers).with_metrics(arguments.metrics_address());
     let tables = workshop.compile(&config).map_err(StartError::Compile)?;
     if arguments.mode == Some(Mode::Redirect)
         && let Some(bound) = tables.listeners.keys().find(|bound| local_addresses.contains(&bound.ip()))
@@ -141,10 +148,11 @@ pub async fn serve(arguments: &Serve, mut signals: Signals) -> Result<(), StartE
     let taken = Entrance::enter(&identity, &pantry, &wanted).await.map_err(StartError::Handover)?;
     // From the first socket on, an order to stop is carried out in good order.
     signals.allow(longest_stop(&tables));
-    let parts = Compiled { config, workshop, tables, workers, cpus, known: known.clone() };
+    let parts = Compiled { sources, tls, config, workshop, tables, workers, cpus, known: known.clone() };
     let mut running = Running::start(arguments, parts, resolver, &node, identity, taken).await?;
     let status = Arc::clone(&running.status);
     drop(stage.set(Arc::clone(&status)));
+    service::tell(Word::Serving);
     let in_charge = move || !status.handovers.is_standing_by();
     let proof = node.proof();
     let also_in_charge = in_charge.clone();
@@ -161,7 +169,9 @@ pub async fn serve(arguments: &Serve, mut signals: Signals) -> Result<(), StartE
     {
         tracing::warn!(file = %file.display(), %cause, "-pidfile: cannot write the process id");
     }
-    match running.until_stopped(&mut signals).await? {
+    let left = running.until_stopped(&mut signals).await?;
+    service::tell(Word::Stopping);
+    match left {
         Left::Serving => running.stop().await,
         Left::StandingBy => running.finish().await,
     }
@@ -169,7 +179,9 @@ pub async fn serve(arguments: &Serve, mut signals: Signals) -> Result<(), StartE
 }
 
 /// What a Corefile has become, and for what machine.
-struct Compiled {
+struct Compiled<'a> {
+    sources: Sources<'a>,
+    tls: Option<Arc<Tls>>,
     config: Config,
     workshop: Workshop,
     tables: Tables,
@@ -220,6 +232,7 @@ pub async fn clean_up(wanted: CleanUp) -> Result<(), StartError> {
 /// A daemon that answers.
 struct Running<'a> {
     arguments: &'a Serve,
+    sources: Sources<'a>,
     shared: Arc<Shared>,
     status: Arc<Status>,
     listeners: Listeners,
@@ -233,13 +246,13 @@ struct Running<'a> {
 impl<'a> Running<'a> {
     async fn start(
         arguments: &'a Serve,
-        parts: Compiled,
+        parts: Compiled<'a>,
         resolver: Resolver,
         node: &Node,
         identity: Identity,
         mut taken: Taken,
     ) -> Result<Self, StartError> {
-        let Compiled { config, workshop, tables, workers, cpus, known } = parts;
+        let Compiled { sources, tls, config, workshop, tables, workers, cpus, known } = parts;
         let shared = Shared::new(Tables::default(), resolver);
         let status = Arc::new(Status {
             shared: Arc::clone(&shared),
@@ -256,12 +269,15 @@ impl<'a> Running<'a> {
         });
         let mut listeners = Listeners::start(&shared, workers, cpus).map_err(StartError::System)?;
         let mut admin = Admin::new(Arc::clone(&status));
+        if let (Some(address), Some(tls)) = (arguments.metrics_address(), tls) {
+            admin.serve_by_tls(address, tls);
+        }
         taken.offer_to(&mut listeners, &mut admin);
         let post = Post::new(identity, &status);
         let loop_watch = CancellationToken::new();
         let first = config.clone();
         let mut running =
-            Self { arguments, listeners, admin, post, shared, status, config, known, loop_watch };
+            Self { arguments, sources, listeners, admin, post, shared, status, config, known, loop_watch };
         running.apply(first, tables)?;
         running.post.enter(taken, &mut running.listeners, &running.admin).await;
         watchdog::start(Arc::clone(&running.status)).map_err(StartError::System)?;
@@ -328,7 +344,10 @@ impl<'a> Running<'a> {
                         let (listeners, admin) = (&mut self.listeners, &mut self.admin);
                         match self.post.hand_over(newcomer, listeners, admin, stop).await {
                             StoodBy::Stopped => return Ok(Left::StandingBy),
-                            StoodBy::Resumed => self.reload(true).await,
+                            StoodBy::Resumed => {
+                                service::tell(Word::Serving);
+                                self.reload(true).await;
+                            }
                         }
                         self.watch_for_loops();
                     }
@@ -351,7 +370,7 @@ impl<'a> Running<'a> {
     /// again as well.
     async fn reload(&mut self, ordered: bool) {
         let known = self.known.borrow().clone();
-        let error = match read(self.arguments, &known) {
+        let error = match self.sources.read(&known) {
             Ok(config) if config == self.config && !ordered => return,
             Ok(config) => {
                 let compiled =
@@ -404,25 +423,20 @@ fn longest_stop(tables: &Tables) -> Duration {
     tables.lameduck + STOP_LIMIT
 }
 
-fn options(placeholders: &Placeholders) -> Options {
-    placeholders.options(|name| std::env::var(name).ok())
-}
-
 /// Reads the Corefile for the first time. One that lacks the cluster's domain waits for it, where there is a folder that may
 /// come to say it; the address and the rules are there already.
 async fn first_config(
-    arguments: &Serve,
+    sources: &mut Sources<'_>,
     known: &mut watch::Receiver<Known>,
     may_wait: bool,
 ) -> Result<Config, Box<Report>> {
     loop {
         let now = known.borrow_and_update().clone();
-        match read(arguments, &now) {
+        match sources.read(&now) {
             Err(report) if may_wait && now.cluster_domain.is_none() => {
                 tracing::error!(
                     error = %report,
-                    folder = %arguments.facts_folder.display(),
-                    "not serving yet; it is read again when the folder of facts names the cluster's domain"
+                    "not serving yet; it is read again when the folder of facts (--facts-folder) names the cluster's domain"
                 );
                 if known.changed().await.is_err() {
                     return Err(report);
@@ -431,19 +445,6 @@ async fn first_config(
             read => return read,
         }
     }
-}
-
-fn read(arguments: &Serve, known: &Known) -> Result<Config, Box<Report>> {
-    let options = Options {
-        cluster_domain: known.cluster_domain.clone(),
-        serve_without_cluster_dns: true,
-        ..arguments.options(|name| known.variable(name))
-    };
-    let loaded = nodestub_corefile::load(arguments.corefile(), &options).map_err(Box::new)?;
-    if !loaded.warnings.is_empty() {
-        tracing::warn!("{}", loaded.warnings);
-    }
-    Ok(loaded.config)
 }
 
 fn new_resolver(arguments: &Serve) -> io::Result<Resolver> {
@@ -480,11 +481,6 @@ fn fingerprint(config: &Config) -> String {
     format!("{:016x}", hasher.finish())
 }
 
-fn show(report: &Report) -> String {
-    use std::io::IsTerminal;
-    if io::stderr().is_terminal() { report.coloured() } else { report.to_string() }
-}
-
 impl StartError {
     /// The address that somebody else listens on, where that is the reason.
     pub fn in_use(&self) -> Option<SocketAddr> {
@@ -511,6 +507,7 @@ impl std::fmt::Display for StartError {
                 "these flags ask for no rules: none are for --mode redirect or -setupiptables=false, and else an \
                  address is needed, with -localip",
             ),
+            Self::Tls(cause) => write!(f, "{cause}"),
             Self::Admin(cause) => write!(f, "{cause}"),
             Self::Bind(cause) => write!(f, "{cause}"),
             Self::Handover(cause) => write!(f, "{cause}"),
@@ -526,6 +523,7 @@ impl std::error::Error for StartError {
             Self::Compile(cause) => Some(cause),
             Self::Wish(cause) => Some(cause),
             Self::CleanUp(cause) => Some(cause),
+            Self::Tls(cause) => Some(cause),
             Self::Admin(cause) => Some(cause),
             Self::Bind(cause) => Some(cause),
             Self::Handover(cause) => Some(cause),

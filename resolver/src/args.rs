@@ -20,8 +20,12 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use nodestub_corefile::Options;
 
+use crate::admin_tls::TlsFlags;
 use crate::control::Question;
 use crate::surroundings::addresses;
+
+/// Where node-cache looks for kube-dns's ConfigMap unasked.
+const KUBE_DNS: &str = "/etc/kube-dns";
 
 /// DNS for the pods of this node: caches, forwards, and keeps DNS out of connection tracking.
 #[derive(Debug, Parser)]
@@ -108,10 +112,11 @@ pub struct Serve {
     #[arg(
         long = "reloadwithsignal",
         value_name = "BOOL",
-        default_value_t = false,
+        default_value = "false",
         num_args = 0..=1,
         require_equals = true,
         default_missing_value = "true",
+        value_parser = switch,
         action = clap::ArgAction::Set
     )]
     pub reload_with_signal: bool,
@@ -121,6 +126,17 @@ pub struct Serve {
     /// Serve `/metrics` here as well. (node-cache does so on 0.0.0.0:9353 without being asked; here only when asked.)
     #[arg(long = "metrics-listen-address", value_name = "IP:PORT", value_parser = listen_address)]
     pub metrics_listen_address: Option<SocketAddr>,
+    /// How that is served.
+    #[command(flatten)]
+    pub metrics_tls: TlsFlags,
+    /// Print the directives that a Corefile may have, and serve nothing.
+    #[arg(long = "plugins", value_name = "BOOL", default_value = "false", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", value_parser = switch, action = clap::ArgAction::Set)]
+    pub plugins: bool,
+    /// Say warnings and errors only. (`NODESTUB_LOG` says more precisely what is said.)
+    #[arg(long = "quiet", value_name = "BOOL", default_value = "false", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", value_parser = switch, action = clap::ArgAction::Set)]
+    pub quiet: bool,
     /// What the Corefile does not say itself.
     #[command(flatten)]
     pub placeholders: Placeholders,
@@ -137,6 +153,7 @@ pub struct Serve {
         num_args = 0..=1,
         require_equals = true,
         default_missing_value = "true",
+        value_parser = switch,
         action = clap::ArgAction::Set
     )]
     pub setup_interface: Option<bool>,
@@ -160,10 +177,11 @@ pub struct Serve {
     #[arg(
         long = "fail-open",
         value_name = "BOOL",
-        default_value_t = true,
+        default_value = "true",
         num_args = 0..=1,
         require_equals = true,
         default_missing_value = "true",
+        value_parser = switch,
         action = clap::ArgAction::Set
     )]
     pub fail_open: bool,
@@ -181,10 +199,11 @@ pub struct Serve {
     #[arg(
         long = "skipteardown",
         value_name = "BOOL",
-        default_value_t = true,
+        default_value = "true",
         num_args = 0..=1,
         require_equals = true,
         default_missing_value = "true",
+        value_parser = switch,
         action = clap::ArgAction::Set
     )]
     pub skip_teardown: bool,
@@ -197,6 +216,7 @@ pub struct Serve {
         num_args = 0..=1,
         require_equals = true,
         default_missing_value = "true",
+        value_parser = switch,
         action = clap::ArgAction::Set
     )]
     pub setup_rules: Option<bool>,
@@ -247,8 +267,22 @@ pub struct Placeholders {
     /// Servers for `__PILLAR__UPSTREAM__SERVERS__` instead of those in /etc/resolv.conf.
     #[arg(long = "upstream-servers", value_name = "IP[:PORT],...", value_delimiter = ',', value_parser = server)]
     pub upstream_servers: Vec<SocketAddr>,
+    /// Folder where the ConfigMap of kube-dns is mounted: its `stubDomains` and `upstreamNameservers` are read with the
+    /// Corefile, and again when that is. Default: /etc/kube-dns, where it is there.
+    #[arg(long = "kubednscm", visible_alias = "kube-dns-configmap", value_name = "FOLDER", value_parser = maybe_path)]
+    pub kube_dns: Option<PathBuf>,
+    /// Address for `__PROMETHEUS__ENDPOINT__`.
+    #[arg(long = "prometheus-listen-address", value_name = "[IP]:PORT", default_value = ":9253", value_parser = endpoint)]
+    pub prometheus_endpoint: String,
     /// Port of zones that name none.
-    #[arg(long = "dns.port", visible_alias = "port", value_name = "PORT", default_value = "53")]
+    #[arg(
+        short = 'p',
+        long = "dns.port",
+        visible_alias = "port",
+        alias = "p",
+        value_name = "PORT",
+        default_value = "53"
+    )]
     pub port: NonZeroU16,
 }
 
@@ -265,16 +299,31 @@ impl Serve {
         options
     }
 
+    /// Where metrics are served besides what the Corefile says. To ask for HTTPS is to ask for them.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics_listen_address.or(self.metrics_tls.enabled.then_some(METRICS))
+    }
+
     /// The file to read: the template where it is there, else the Corefile.
     pub fn corefile(&self) -> &Path {
         if self.base_corefile.exists() { &self.base_corefile } else { &self.conf }
     }
 }
 
+/// Where node-cache serves its own metrics unasked.
+const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 9353);
+
 impl Placeholders {
     /// The addresses of `-localip`.
     pub fn local_addresses(&self) -> Vec<IpAddr> {
         self.local_addresses.iter().flatten().copied().collect()
+    }
+
+    /// The folder of kube-dns's ConfigMap, if there is one.
+    pub fn kube_dns_folder(&self) -> Option<PathBuf> {
+        // An empty flag is node-cache's own default, which looks there as well.
+        let named = self.kube_dns.clone().filter(|folder| !folder.as_os_str().is_empty());
+        named.or_else(|| Some(PathBuf::from(KUBE_DNS)).filter(|folder| folder.exists()))
     }
 
     /// For the Corefile's reader. `variable` looks up an environment variable.
@@ -288,6 +337,7 @@ impl Placeholders {
             cluster_dns: cluster_dns.map(|text| addresses(&text)).unwrap_or_default(),
             serve_without_cluster_dns: false,
             upstream_servers: (!self.upstream_servers.is_empty()).then(|| self.upstream_servers.clone()),
+            prometheus_endpoint: self.prometheus_endpoint.clone(),
         }
     }
 }
@@ -313,20 +363,48 @@ fn optional_address(text: &str) -> Result<Option<IpAddr>, String> {
     text.parse().map(Some).map_err(|_| format!("{text:?} is not an IP address"))
 }
 
-/// A Go duration of one unit, or seconds. (node-cache takes a Go duration and multiplies it by a second, so that all
+/// A path, or nothing, which is the default of some flags of node-cache.
+///
+/// # Errors
+/// None.
+pub fn maybe_path(text: &str) -> Result<PathBuf, std::convert::Infallible> {
+    Ok(PathBuf::from(text))
+}
+
+/// A switch's value, by all of Go's words (`strconv.ParseBool`).
+///
+/// # Errors
+/// Another word.
+pub fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
+        "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(false),
+        _ => Err(format!("{text:?} is neither true nor false")),
+    }
+}
+
+/// A Go duration (`1m30s`), or seconds. (node-cache takes a Go duration and multiplies it by a second, so that all
 /// values but its default end in an overflow; here the unit counts.)
 fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let (_, unit) = text.split_at(digits.len());
-    let seconds = match unit {
-        "" | "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        _ => return Err(format!("{text:?}: give seconds, or a number with s, m or h")),
-    };
-    let number: u64 = digits.parse().map_err(|_| format!("{text:?} is not a duration"))?;
-    match number.checked_mul(seconds) {
-        Some(seconds @ 1..=86_400) => Ok(Duration::from_secs(seconds)),
+    const UNITS: [(&str, f64); 6] =
+        [("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
+    let wrong = || format!("{text:?}: give seconds, or numbers with h, m, s or ms");
+    let is_number = |c: char| c.is_ascii_digit() || c == '.';
+    let (mut rest, mut seconds) = (text, 0.0);
+    while !rest.is_empty() {
+        let (number, behind) = rest.split_at(rest.find(|c| !is_number(c)).unwrap_or(rest.len()));
+        let number: f64 = number.parse().map_err(|_| wrong())?;
+        if behind.is_empty() && rest.len() == text.len() {
+            seconds = number;
+            break;
+        }
+        let unit = UNITS.iter().find_map(|(unit, size)| Some((size, behind.strip_prefix(unit)?)));
+        let (size, behind) = unit.ok_or_else(wrong)?;
+        seconds += number * size;
+        rest = behind;
+    }
+    match Duration::try_from_secs_f64(seconds) {
+        Ok(duration) if (1.0..=86_400.0).contains(&seconds) => Ok(duration),
         _ => Err(format!("{text:?}: from 1 second to 1 day")),
     }
 }
@@ -335,6 +413,11 @@ fn duration(text: &str) -> Result<Duration, String> {
 fn listen_address(text: &str) -> Result<SocketAddr, String> {
     let full = if text.starts_with(':') { format!("[::]{text}") } else { text.to_owned() };
     full.parse().map_err(|_| format!("{text:?} is not an address with a port, such as 127.0.0.1:9353"))
+}
+
+/// Checked here, so that the flag is named and not a place in the Corefile.
+fn endpoint(text: &str) -> Result<String, String> {
+    listen_address(text).map(|_| text.to_owned())
 }
 
 /// The kernel's room for the name of an abstract socket, less what we put in front.
@@ -388,10 +471,44 @@ mod tests {
     }
 
     #[test]
+    fn durations_are_gos_or_seconds() {
+        let interval = |text: &str| {
+            let words = ["x".to_owned(), format!("-syncinterval={text}")].map(OsString::from);
+            let parsed = Arguments::try_parse_from(with_two_dashes(words));
+            parsed.map(|arguments| arguments.serve.sync_interval.as_millis()).ok()
+        };
+        assert_eq!(
+            ["60", "60s", "1m0s", "1500ms", "0h2m", "1.5s"].map(interval),
+            [60_000, 60_000, 60_000, 1_500, 120_000, 1_500].map(Some)
+        );
+        assert_eq!(["", "0", "-1s", "10ms", "1d", "s", "60 ", "1m30", "25h"].map(interval), [None; 9]);
+        assert_eq!(parse("x").serve.sync_interval, Duration::from_secs(60));
+    }
+
+    #[test]
+    fn https_is_served_where_node_cache_serves_unless_another_address_is_named() {
+        assert_eq!(parse("x").serve.metrics_address(), None);
+        assert_eq!(parse("x -tls-enabled=1").serve.metrics_address(), Some(METRICS));
+        let named = parse("x -tls-enabled -metrics-listen-address 127.0.0.1:1").serve;
+        assert_eq!(named.metrics_address().unwrap().port(), 1);
+    }
+
+    #[test]
+    fn flags_of_klog_are_unknown_as_they_are_to_node_cache() {
+        for flag in ["-v=2", "-logtostderr", "-alsologtostderr=true", "-vmodule=a=1"] {
+            let words = ["x", flag].map(OsString::from);
+            assert!(Arguments::try_parse_from(with_two_dashes(words)).is_err(), "{flag}");
+        }
+    }
+
+    #[test]
     fn switches_take_a_value_as_in_go() {
         assert_eq!(parse("x -setupinterface=false").serve.setup_interface, Some(false));
         assert_eq!(parse("x -setupiptables").serve.setup_rules, Some(true));
         assert_eq!(parse("x --setup-rules=true -interfacename=other").serve.setup_rules, Some(true));
         assert_eq!(parse("x").serve.setup_rules, None);
+        assert_eq!(parse("x -setupinterface=0 -skipteardown=F").serve.setup_interface, Some(false));
+        assert_eq!(parse("x -p=5353").serve.placeholders.port.get(), 5353);
+        assert_eq!(parse("x -p 5353").serve.placeholders.port.get(), 5353);
     }
 }

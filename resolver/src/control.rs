@@ -12,6 +12,7 @@
 use std::io::{self, Read, Write};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::thread::Builder;
 use std::time::Duration;
@@ -85,8 +86,16 @@ fn bind() -> io::Result<UnixListener> {
 
 /// The socket of a process of this container, by its number in the pid namespace that we see.
 fn name(pid: u32) -> io::Result<SocketAddr> {
-    // `mnt:[4026531841]`
-    let container = std::fs::read_link("/proc/self/ns/mnt")?;
+    name_in(&std::fs::read_link("/proc/self/ns/mnt")?, pid)
+}
+
+/// As [`name`], of another container, as far as we may look into it: systemd gives each unit a mount namespace.
+fn name_of_any(pid: u32) -> io::Result<SocketAddr> {
+    std::fs::read_link(format!("/proc/{pid}/ns/mnt")).map_or_else(|_| name(pid), |found| name_in(&found, pid))
+}
+
+/// `container` is such as `mnt:[4026531841]`.
+fn name_in(container: &Path, pid: u32) -> io::Result<SocketAddr> {
     SocketAddr::from_abstract_name(format!("nodestub/control/{}/{pid}", container.display()))
 }
 
@@ -152,7 +161,7 @@ pub enum ProbeError {
     System(io::Error),
 }
 
-/// Asks the process of this container, or the one with this number in it. The whole program ends with status 1 when
+/// Asks the process of this container, or the one with this number, wherever it is. The whole program ends with status 1 when
 /// `limit` is over, whatever hangs.
 ///
 /// # Errors
@@ -165,13 +174,15 @@ pub fn ask(question: Question, pid: Option<u32>, limit: Duration) -> Result<Stri
         std::process::exit(1);
     };
     Builder::new().name("limit".into()).spawn(timer).map_err(ProbeError::System)?;
+    let named = pid.is_some();
     let mut found = match pid {
         Some(pid) => vec![pid],
         None => processes().map_err(ProbeError::System)?,
     };
     let mut lines = Vec::new();
     found.retain(|pid| {
-        let line = name(*pid).and_then(|name| UnixStream::connect_addr(&name));
+        let name = if named { name_of_any(*pid) } else { name(*pid) };
+        let line = name.and_then(|name| UnixStream::connect_addr(&name));
         line.map(|line| lines.push(line)).is_ok()
     });
     match (lines.pop(), found.len()) {

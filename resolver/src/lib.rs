@@ -6,11 +6,11 @@
 //!   listen/{udp,tcp}  takes it in            sys      recvmmsg, sendmmsg: the one file with unsafe code
 //!   answer            decides on the spot    tables   what a Corefile compiles to
 //!   resolve           what must be asked     coalesce, local, forward/{udp,tcp,upstream,health}, loops
-//!   metrics, query_log, admin                what is seen from outside
+//!   metrics, query_log, admin, admin_tls     what is seen from outside
 //!   handover          to a newer process, and from an older one
-//!   privileges, signals, control   rights, the end, and what probes ask
+//!   privileges, signals, control, service   rights, the end, what probes ask, word to systemd
 //!   node              address and rules      proof, obstacles, surroundings, cleanup, pods
-//!   app               puts it together       args, clock, framing, watchdog, holder
+//!   app               puts it together       args, sources, kube_dns, clock, framing, watchdog, holder
 //! ```
 //!
 //! Bytes are `nodestub-wire`'s, kept answers `nodestub-cache`'s, the Corefile's text `nodestub-corefile`'s, address and
@@ -18,6 +18,7 @@
 #![deny(unsafe_code)]
 
 pub mod admin;
+pub mod admin_tls;
 pub mod answer;
 pub mod app;
 pub mod args;
@@ -29,6 +30,7 @@ pub mod forward;
 pub mod framing;
 pub mod handover;
 pub mod holder;
+pub mod kube_dns;
 pub mod listen;
 pub mod local;
 pub mod loops;
@@ -40,7 +42,9 @@ pub mod privileges;
 pub mod proof;
 pub mod query_log;
 pub mod resolve;
+pub mod service;
 pub mod signals;
+pub mod sources;
 pub mod surroundings;
 pub mod sys;
 pub mod tables;

@@ -42,7 +42,10 @@ fn main() -> ExitCode {
             ended(print())
         }
         Some(Command::Probe { question, limit, pid }) => {
-            without_rights();
+            // Root needs its own to find a process of another user.
+            if pid.is_none() {
+                without_rights();
+            }
             match control::ask(question, pid, limit) {
                 Ok(text) => {
                     println!("yes: {text}");
@@ -54,13 +57,20 @@ fn main() -> ExitCode {
                 }
             }
         }
+        None if arguments.serve.plugins => {
+            for directive in nodestub_corefile::supported_directives() {
+                println!("dns.{directive}");
+            }
+            ExitCode::SUCCESS
+        }
         None => ended(serve(&arguments.serve)),
     }
 }
 
 fn serve(arguments: &Serve) -> Result<(), StartError> {
     signals::block().map_err(StartError::System)?;
-    let filter = EnvFilter::try_from_env("NODESTUB_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env("NODESTUB_LOG")
+        .unwrap_or_else(|_| EnvFilter::new(if arguments.quiet { "warn" } else { "info" }));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)

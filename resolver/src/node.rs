@@ -35,6 +35,8 @@ pub struct SetupErrors {
     pub interface_check: Counter,
     /// The rules could not be loaded, or were not as they should be. Rules of nftables, whatever the label says.
     pub iptables: Counter,
+    /// The ConfigMap of kube-dns could not be read, or makes no sense.
+    pub configmap: Counter,
 }
 
 /// What this node should look like.

@@ -40,6 +40,11 @@ use report::Diagnostic;
 pub use report::Report;
 pub use resolv_conf::nameservers;
 
+/// The directives that are supported, in alphabetical order.
+pub fn supported_directives() -> &'static [&'static str] {
+    &directives::SUPPORTED
+}
+
 /// What a Corefile does not say itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
@@ -55,6 +60,8 @@ pub struct Options {
     pub serve_without_cluster_dns: bool,
     /// For `__PILLAR__UPSTREAM__SERVERS__`. Default `None`: `/etc/resolv.conf`.
     pub upstream_servers: Option<Vec<SocketAddr>>,
+    /// `-prometheus-listen-address`, for `__PROMETHEUS__ENDPOINT__`. Default `:9253`, as in node-local-dns.
+    pub prometheus_endpoint: String,
 }
 
 /// A Corefile that can be served.
@@ -75,6 +82,7 @@ impl Default for Options {
             cluster_dns: Vec::new(),
             serve_without_cluster_dns: false,
             upstream_servers: None,
+            prometheus_endpoint: ":9253".to_owned(),
         }
     }
 }
@@ -84,12 +92,24 @@ impl Default for Options {
 /// # Errors
 /// All that is wrong with it, the warnings included.
 pub fn load(path: &Path, options: &Options) -> Result<Loaded, Report> {
+    load_changed(path, options, |text| text)
+}
+
+/// As [`load`], of a text that is changed before it is read: what is added at its end leaves all places right.
+///
+/// # Errors
+/// As there.
+pub fn load_changed(
+    path: &Path,
+    options: &Options,
+    change: impl FnOnce(String) -> String,
+) -> Result<Loaded, Report> {
     let name = path.display().to_string();
     let text = System.read(path).map_err(|error| format!("cannot read {name}: {error}")).and_then(|bytes| {
         String::from_utf8(bytes).map_err(|error| format!("{name} is not UTF-8 text: {}", error.utf8_error()))
     });
     match text {
-        Ok(text) => parse(&name, &text, options, &System),
+        Ok(text) => parse(&name, &change(text), options, &System),
         Err(message) => {
             let diagnostic = Diagnostic::error_without_place(message).help("name the file with `-conf FILE`");
             Err(Report::new(Vec::new(), vec![diagnostic]))

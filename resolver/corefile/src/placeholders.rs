@@ -1,7 +1,7 @@
-//! What is filled into words before they are read: `__PILLAR__*` and environment variables.
+//! What is filled into words before they are read: `__PILLAR__*`, `__PROMETHEUS__ENDPOINT__` and environment variables.
 //!
-//! NodeLocal's installer and `node-cache` replace `__PILLAR__*` in the text of the file
-//! (<https://github.com/kubernetes/dns>, `cmd/node-cache/app/configmap.go`). Here it happens word by word, so that
+//! NodeLocal's installer and `node-cache` replace them in the text of the file
+//! (<https://github.com/kubernetes-sigs/node-local-dns>, `cmd/node-cache/app/configmap.go`). Here it happens word by word, so that
 //! a message still points at what the user wrote. A list becomes several words:
 //!
 //! | placeholder | stands for |
@@ -11,6 +11,7 @@
 //! | `__PILLAR__DNS__SERVER__` | nothing: `node-cache` blanks it, the address is among the local ones |
 //! | `__PILLAR__CLUSTER__DNS__` | the addresses of the cluster DNS |
 //! | `__PILLAR__UPSTREAM__SERVERS__` | the given servers, else `/etc/resolv.conf` |
+//! | `__PROMETHEUS__ENDPOINT__` | the given address for `prometheus` |
 //!
 //! Where a placeholder is only part of a word, as in NodeLocal's `health __PILLAR__LOCAL__DNS__:8080`, the first
 //! value is taken: `node-cache` would break that line with a second address.
@@ -25,6 +26,7 @@ use crate::context::Context;
 use crate::lexer::{Kind, Token};
 use crate::report::{Diagnostic, Span, shown};
 
+/// Words with this in them are placeholders, or mistakes.
 const MARK: &str = "__PILLAR__";
 /// A cluster DNS that is not known yet.
 pub(crate) const CLUSTER_DNS: &str = "__PILLAR__CLUSTER__DNS__";
@@ -40,7 +42,7 @@ pub(crate) fn expand(context: &mut Context<'_>, tokens: Vec<Token>) -> Vec<Token
     let mut line_started = false;
     for mut token in tokens {
         token.first_on_line |= std::mem::take(&mut line_started);
-        if token.text.contains(MARK) {
+        if start(&token.text).is_some() {
             if !token.quoted
                 && let Some((name, "")) = placeholder(&token.text)
             {
@@ -62,10 +64,15 @@ pub(crate) fn expand(context: &mut Context<'_>, tokens: Vec<Token>) -> Vec<Token
     expanded
 }
 
+/// Where the first placeholder in a text begins.
+fn start(text: &str) -> Option<usize> {
+    let prometheus = text.find(Placeholder::Prometheus.text());
+    text.find(MARK).into_iter().chain(prometheus).min()
+}
+
 /// A known placeholder at the start of a text, and what follows it.
 fn placeholder(text: &str) -> Option<(Placeholder, &str)> {
-    let rest = text.strip_prefix(MARK)?;
-    Placeholder::ALL.into_iter().find_map(|name| Some((name, rest.strip_prefix(name.suffix())?)))
+    Placeholder::ALL.into_iter().find_map(|name| Some((name, text.strip_prefix(name.text())?)))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -75,19 +82,27 @@ pub(crate) enum Placeholder {
     Server,
     ClusterDns,
     UpstreamServers,
+    Prometheus,
 }
 
 impl Placeholder {
-    const ALL: [Self; 5] =
-        [Self::Domain, Self::LocalAddresses, Self::Server, Self::ClusterDns, Self::UpstreamServers];
+    const ALL: [Self; 6] = [
+        Self::Domain,
+        Self::LocalAddresses,
+        Self::Server,
+        Self::ClusterDns,
+        Self::UpstreamServers,
+        Self::Prometheus,
+    ];
 
-    fn suffix(self) -> &'static str {
+    fn text(self) -> &'static str {
         match self {
-            Self::Domain => "DNS__DOMAIN__",
-            Self::LocalAddresses => "LOCAL__DNS__",
-            Self::Server => "DNS__SERVER__",
-            Self::ClusterDns => "CLUSTER__DNS__",
-            Self::UpstreamServers => "UPSTREAM__SERVERS__",
+            Self::Domain => "__PILLAR__DNS__DOMAIN__",
+            Self::LocalAddresses => "__PILLAR__LOCAL__DNS__",
+            Self::Server => "__PILLAR__DNS__SERVER__",
+            Self::ClusterDns => "__PILLAR__CLUSTER__DNS__",
+            Self::UpstreamServers => "__PILLAR__UPSTREAM__SERVERS__",
+            Self::Prometheus => "__PROMETHEUS__ENDPOINT__",
         }
     }
 }
@@ -97,6 +112,7 @@ fn values(context: &mut Context<'_>, name: Placeholder, span: Span) -> Vec<Strin
     let addresses = |list: &[std::net::IpAddr]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
     let (values, help, stand_in) = match name {
         Placeholder::Server => return Vec::new(),
+        Placeholder::Prometheus => return vec![options.prometheus_endpoint.clone()],
         Placeholder::UpstreamServers => match &options.upstream_servers {
             Some(servers) => {
                 (servers.iter().map(ToString::to_string).collect(), "name a server", "192.0.2.53")
@@ -127,7 +143,7 @@ fn values(context: &mut Context<'_>, name: Placeholder, span: Span) -> Vec<Strin
     if !values.is_empty() {
         return values;
     }
-    let text = format!("{MARK}{}", name.suffix());
+    let text = name.text();
     if context.missing_placeholders.insert(name) {
         context.report(
             Diagnostic::error(span, format!("nothing is known to put in place of `{text}`"))
@@ -143,7 +159,7 @@ fn values(context: &mut Context<'_>, name: Placeholder, span: Span) -> Vec<Strin
 fn fill(context: &mut Context<'_>, token: &Token) -> String {
     let mut filled = String::new();
     let mut rest = token.text.as_str();
-    while let Some(at) = rest.find(MARK) {
+    while let Some(at) = start(rest) {
         let (before, from) = rest.split_at(at);
         filled.push_str(before);
         if let Some((name, after)) = placeholder(from) {
@@ -159,8 +175,7 @@ fn fill(context: &mut Context<'_>, token: &Token) -> String {
         } else {
             let length = from.find(|c: char| !c.is_ascii_uppercase() && c != '_').unwrap_or(from.len());
             let (unknown, after) = from.split_at(length);
-            let known: Vec<_> =
-                Placeholder::ALL.iter().map(|name| format!("`{MARK}{}`", name.suffix())).collect();
+            let known: Vec<_> = Placeholder::ALL.iter().map(|name| format!("`{}`", name.text())).collect();
             context.report(
                 Diagnostic::error(token.span, format!("unknown placeholder {}", shown(unknown)))
                     .help(format!("these are known: {}", known.join(", "))),
@@ -273,6 +288,18 @@ mod tests {
         assert_eq!(expanded(text, &options, &Memory::default()).0, ["|169.254.20.10:8080"]);
         options.local_addresses.reverse();
         assert_eq!(expanded(text, &options, &Memory::default()).0, ["|[fd00::10]:8080"]);
+    }
+
+    #[test]
+    fn fills_in_the_address_for_prometheus_of_the_successors_template() {
+        let text = "prometheus __PROMETHEUS__ENDPOINT__ x__PROMETHEUS__ENDPOINT____PILLAR__LOCAL__DNS__";
+        let mut options = node_local();
+        assert_eq!(
+            expanded(text, &options, &Memory::default()).0,
+            ["|prometheus", ":9253", "x:9253169.254.20.10"]
+        );
+        options.prometheus_endpoint = "127.0.0.1:9254".into();
+        assert_eq!(expanded(text, &options, &Memory::default()).0[1], "127.0.0.1:9254");
     }
 
     #[test]

@@ -26,6 +26,7 @@ use super::message::{Connection, MAX_DESCRIPTORS, Message, Refusal, SocketKind};
 use super::{Identity, PATIENCE, Taken, warm};
 use crate::admin::{Admin, Status};
 use crate::listen::{Departures, Listeners, Moving};
+use crate::service::{self, Word};
 
 /// How long a newcomer may take to say hello.
 const HELLO: Duration = Duration::from_secs(2);
@@ -186,6 +187,7 @@ impl Post {
         admin.keep_only(&http);
         self.status.handovers.given.add(1);
         self.status.handovers.standing_by.store(true, Relaxed);
+        service::tell(Word::StandingBy);
         tracing::info!("standing by: the newer resolver serves, and this one should that one die");
         let mut stop = std::pin::pin!(stop);
         match self.stand_by(&link, listeners, admin, &mut stop).await {

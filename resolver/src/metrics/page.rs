@@ -373,10 +373,13 @@ fn process(page: &mut Page, shared: &Shared, facts: &Facts) {
     page.sample(name, &[("hash", &"siphash"), ("value", &facts.fingerprint)], 1);
     let name = "coredns_nodecache_setup_errors_total";
     page.family(name, "counter", "The number of errors during periodic network setup for node-cache.");
-    let SetupErrors { interface_add, interface_check, iptables } = &*facts.setup_errors;
-    for (kind, count) in
-        [("interface_add", interface_add), ("interface_check", interface_check), ("iptables", iptables)]
-    {
+    let SetupErrors { interface_add, interface_check, iptables, configmap } = &*facts.setup_errors;
+    for (kind, count) in [
+        ("configmap", configmap),
+        ("interface_add", interface_add),
+        ("interface_check", interface_check),
+        ("iptables", iptables),
+    ] {
         page.sample(name, &[("errortype", &kind)], count.get());
     }
     fail_open(page, facts);

@@ -23,7 +23,7 @@ use crate::report::{Diagnostic, Span, shown};
 use crate::suggest::nearest;
 
 /// The directives that are supported.
-const SUPPORTED: [&str; 11] =
+pub(crate) const SUPPORTED: [&str; 11] =
     ["bind", "cache", "errors", "forward", "health", "hosts", "log", "loop", "prometheus", "ready", "reload"];
 
 /// The other directives of CoreDNS 1.15.0 (`core/dnsserver/zdirectives.go`), with what to do where there is more to

@@ -1,0 +1,360 @@
+//! HTTPS for `-metrics-listen-address`: the `-tls-*` flags of kubernetes-sigs/node-local-dns.
+//!
+//! ```text
+//!   flags ─► Tls::new: files read, refused here ─► TlsListener: each handshake in a task of its own ─► axum
+//!                 ▲                                       │
+//!                 └── read again when one has changed ────┘
+//! ```
+//!
+//! The reference is its metrics server, which is Prometheus' exporter-toolkit: names of client authentication and of TLS
+//! versions, and what does not go together. Certificates are read again when their files change; one that then does not
+//! read leaves the last good one in place. TLS before 1.2 is not offered.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use clap::{Args, ValueEnum};
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{NoClientAuth, WebPkiClientVerifier};
+use rustls::{
+    DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
+    SupportedProtocolVersion, version,
+};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+/// Handshakes under way at once; a further client waits in the kernel.
+const HANDSHAKES: usize = 16;
+
+/// How long one may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Pause after accepting failed: too many open files, most likely.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// How `-metrics-listen-address` is served.
+#[derive(Debug, Clone, Args)]
+pub struct TlsFlags {
+    /// Serve `-metrics-listen-address` (without one: 0.0.0.0:9353) by HTTPS.
+    #[arg(
+        long = "tls-enabled",
+        value_name = "BOOL",
+        default_value = "false",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_parser = crate::args::switch,
+        action = clap::ArgAction::Set
+    )]
+    pub enabled: bool,
+    /// Its certificate, with those between it and its authority, in PEM.
+    #[arg(long = "tls-cert-file", value_name = "FILE", default_value = "/etc/ssl/tls.crt")]
+    pub certificate: PathBuf,
+    /// The certificate's key, in PEM.
+    #[arg(long = "tls-private-key-file", value_name = "FILE", default_value = "/etc/ssl/tls.key")]
+    pub key: PathBuf,
+    /// Authorities of clients' certificates, in PEM.
+    #[arg(long = "tls-client-ca-file", value_name = "FILE", default_value = "", value_parser = crate::args::maybe_path)]
+    pub client_ca: PathBuf,
+    /// What is wanted of clients.
+    #[arg(long = "tls-client-auth-type", value_name = "TYPE", value_enum, default_value = "NoClientCert")]
+    pub client_auth: ClientAuth,
+    /// The oldest TLS that is spoken.
+    #[arg(long = "tls-min-version", value_name = "VERSION", value_enum, default_value = "TLS13")]
+    pub min_version: MinVersion,
+}
+
+/// By the names of Go's `crypto/tls`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ClientAuth {
+    /// No certificate is asked for.
+    #[value(name = "NoClientCert")]
+    No,
+    /// It is asked for, and need not come; one that comes may be anybody's.
+    #[value(name = "RequestClientCert")]
+    Request,
+    /// It must come, and may be anybody's.
+    #[value(name = "RequireAnyClientCert", alias = "RequireClientCert")]
+    RequireAny,
+    /// It need not come; one that comes must be of an authority.
+    #[value(name = "VerifyClientCertIfGiven")]
+    VerifyIfGiven,
+    /// It must come, and be of an authority.
+    #[value(name = "RequireAndVerifyClientCert")]
+    RequireAndVerify,
+}
+
+/// By the names of exporter-toolkit, or of Kubernetes' own flags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MinVersion {
+    /// TLS 1.2.
+    #[value(name = "TLS12", alias = "VersionTLS12")]
+    Tls12,
+    /// TLS 1.3.
+    #[value(name = "TLS13", alias = "VersionTLS13")]
+    Tls13,
+}
+
+/// Why it cannot be served so.
+#[derive(Debug)]
+pub enum TlsError {
+    /// A file cannot be read, or is not what it should be.
+    File {
+        /// Which flag names it.
+        flag: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Flags that do not go together.
+    Flags(&'static str),
+    /// The library refuses what was read: a key of another certificate, say.
+    Refused(rustls::Error),
+}
+
+/// What handshakes are done with.
+#[derive(Debug)]
+pub struct Tls {
+    flags: TlsFlags,
+    current: Mutex<Current>,
+}
+
+#[derive(Debug)]
+struct Current {
+    stamps: Stamps,
+    config: Arc<ServerConfig>,
+}
+
+/// When each file was changed; `None`: it is not there.
+type Stamps = [Option<SystemTime>; 3];
+
+impl Tls {
+    /// Reads the files; `None` where HTTPS is not asked for.
+    ///
+    /// # Errors
+    /// What is asked for cannot be had.
+    pub fn new(flags: &TlsFlags) -> Result<Option<Arc<Self>>, TlsError> {
+        if !flags.enabled {
+            return Ok(None);
+        }
+        let stamps = stamps(flags);
+        let current = Mutex::new(Current { stamps, config: configure(flags)? });
+        Ok(Some(Arc::new(Self { flags: flags.clone(), current })))
+    }
+
+    /// As the files are now; where they cannot be served, as they were.
+    fn config(&self) -> Arc<ServerConfig> {
+        let fresh = stamps(&self.flags);
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.stamps != fresh {
+            current.stamps = fresh;
+            match configure(&self.flags) {
+                Ok(config) => {
+                    current.config = config;
+                    tracing::info!("the certificate for metrics has changed");
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the changed certificate for metrics is refused; the last good one stays");
+                }
+            }
+        }
+        Arc::clone(&current.config)
+    }
+}
+
+fn stamps(flags: &TlsFlags) -> Stamps {
+    [&flags.certificate, &flags.key, &flags.client_ca]
+        .map(|path| std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok())
+}
+
+fn configure(flags: &TlsFlags) -> Result<Arc<ServerConfig>, TlsError> {
+    const BOTH: &[&SupportedProtocolVersion] = &[&version::TLS13, &version::TLS12];
+    let versions = match flags.min_version {
+        MinVersion::Tls12 => BOTH,
+        MinVersion::Tls13 => BOTH.get(..1).unwrap_or_default(),
+    };
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let chain = certificates("-tls-cert-file", &flags.certificate)?;
+    let key = PrivateKeyDer::from_pem_file(&flags.key)
+        .map_err(|error| file("-tls-private-key-file", &flags.key, format!("no key in PEM: {error}")))?;
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));
+    let builder = builder.with_protocol_versions(versions).map_err(TlsError::Refused)?;
+    let builder = builder.with_client_cert_verifier(verifier(flags, provider)?);
+    let mut config = builder.with_single_cert(chain, key).map_err(TlsError::Refused)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+fn verifier(
+    flags: &TlsFlags,
+    provider: Arc<CryptoProvider>,
+) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let has_ca = !flags.client_ca.as_os_str().is_empty();
+    let anybody = |mandatory| Arc::new(AnyClient { provider: Arc::clone(&provider), mandatory });
+    match flags.client_auth {
+        ClientAuth::No if has_ca => Err(TlsError::Flags(
+            "-tls-client-ca-file says whose clients are let in, and -tls-client-auth-type that none is asked: give \
+             RequireAndVerifyClientCert, or leave the file away",
+        )),
+        ClientAuth::No => Ok(Arc::new(NoClientAuth)),
+        ClientAuth::Request => Ok(anybody(false)),
+        ClientAuth::RequireAny => Ok(anybody(true)),
+        ClientAuth::VerifyIfGiven | ClientAuth::RequireAndVerify if !has_ca => Err(TlsError::Flags(
+            "this -tls-client-auth-type verifies clients' certificates: name their authorities with \
+             -tls-client-ca-file",
+        )),
+        ClientAuth::VerifyIfGiven | ClientAuth::RequireAndVerify => {
+            let flag = "-tls-client-ca-file";
+            let mut roots = RootCertStore::empty();
+            for certificate in certificates(flag, &flags.client_ca)? {
+                roots.add(certificate).map_err(|error| file(flag, &flags.client_ca, error.to_string()))?;
+            }
+            let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            let builder = match flags.client_auth {
+                ClientAuth::VerifyIfGiven => builder.allow_unauthenticated(),
+                _ => builder,
+            };
+            let built = builder.build();
+            Ok(built.map_err(|error| file(flag, &flags.client_ca, error.to_string()))?)
+        }
+    }
+}
+
+fn certificates(flag: &'static str, path: &PathBuf) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    match read {
+        Ok(found) if !found.is_empty() => Ok(found),
+        Ok(_) => Err(file(flag, path, "no certificate in PEM".to_owned())),
+        Err(error) => Err(file(flag, path, error.to_string())),
+    }
+}
+
+fn file(flag: &'static str, path: &std::path::Path, problem: String) -> TlsError {
+    TlsError::File { flag, path: path.to_owned(), problem }
+}
+
+/// Lets in whoever has the key of the certificate that he shows, whosoever's it is.
+#[derive(Debug)]
+struct AnyClient {
+    provider: Arc<CryptoProvider>,
+    mandatory: bool,
+}
+
+impl ClientCertVerifier for AnyClient {
+    fn client_auth_mandatory(&self) -> bool {
+        self.mandatory
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let known = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signature, known)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let known = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, known)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Accepts connections and does their handshakes.
+#[derive(Debug)]
+pub struct TlsListener {
+    tcp: TcpListener,
+    tls: Arc<Tls>,
+    shaking: JoinSet<Option<(TlsStream<TcpStream>, SocketAddr)>>,
+}
+
+impl TlsListener {
+    /// On a listening socket.
+    pub fn new(tcp: TcpListener, tls: Arc<Tls>) -> Self {
+        Self { tcp, tls, shaking: JoinSet::new() }
+    }
+}
+
+impl axum::serve::Listener for TlsListener {
+    type Io = TlsStream<TcpStream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        loop {
+            tokio::select! {
+                accepted = self.tcp.accept(), if self.shaking.len() < HANDSHAKES => match accepted {
+                    Ok((stream, client)) => {
+                        let acceptor = TlsAcceptor::from(self.tls.config());
+                        self.shaking.spawn(async move {
+                            // Who does not get through is told so by TLS, and is nobody that we know.
+                            let shaken = tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await;
+                            shaken.ok()?.ok().map(|stream| (stream, client))
+                        });
+                    }
+                    Err(_) => tokio::time::sleep(PAUSE).await,
+                },
+                Some(done) = self.shaking.join_next() => if let Ok(Some(through)) = done {
+                    return through;
+                },
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        self.tcp.local_addr()
+    }
+}
+
+impl std::fmt::Display for TlsError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File { flag, path, problem } => write!(f, "{flag} {}: {problem}", path.display()),
+            Self::Flags(problem) => f.write_str(problem),
+            Self::Refused(cause) => {
+                write!(f, "-tls-cert-file and -tls-private-key-file cannot be served together: {cause}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for TlsError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Refused(cause) => Some(cause),
+            Self::File { .. } | Self::Flags(_) => None,
+        }
+    }
+}
