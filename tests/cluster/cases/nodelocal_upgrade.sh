@@ -42,6 +42,7 @@ serves_over_an_upgrade_and_a_deletion() {
     sleep 3
     deletion=$(now_ms)
     kubectl delete --filename "$MANIFEST" --timeout="${PATIENCE}s" > /dev/null
+    kubectl --namespace kube-system wait --for=delete pod -l k8s-app=node-local-dns --timeout="${PATIENCE}s" > /dev/null
     deleted=$(now_ms)
     sleep 2
     finish_load asker
