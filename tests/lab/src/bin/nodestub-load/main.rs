@@ -56,8 +56,9 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::tally::Tally;
 
-/// After that a query is lost. A stub resolver waits as long.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+/// After that a query is lost. Twice what a stub resolver waits: a machine that is too busy to run anybody for seconds is
+/// not what is looked for, and the slowest answer is reported by itself.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// Threads that send by UDP, while the rate asks for them: one is good for some 20,000 queries a second.
 const UDP_CLIENT_RATE: u32 = 12_000;
 /// Connections a second that one thread opens.
