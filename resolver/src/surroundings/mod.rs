@@ -17,7 +17,7 @@
 //! | domain | `--cluster-domain`, the folder's `cluster-domain` |
 //!
 //! Where the Service is `kube-dns` and the cluster's is called otherwise, the cluster DNS is what is meant. A Service that the
-//! cluster DNS denies [`DENIALS`] times in a row is not there, whatever its variable says. One that cannot be asked about
+//! cluster DNS denies `DENIALS` times in a row is not there, whatever its variable says. One that cannot be asked about
 //! stays what it was.
 
 mod facts;
