@@ -51,7 +51,7 @@ serves_over_an_upgrade_and_a_deletion() {
     lost=$(between asker 0 "$FOREVER" lost)
     figure "asking $1: lost $lost of $(between asker 0 "$FOREVER" sent), $(between asker "$upgrade" "$upgraded" lost) in the" \
         "upgrade and $(between asker "$deletion" "$deleted" lost) in the deletion; meanwhile the cluster DNS answered" \
-        "$(between asker "$upgrade" "$upgraded" cluster) and $(between asker "$deletion" "$FOREVER" cluster)"
+        "$(between asker "$upgrade" "$upgraded" cluster) and $(between asker "$deletion" "$FOREVER" cluster), and its full receive queues dropped $drops"
     (($(between asker "$upgraded" "$deletion" resolver udp) > 2000)) || fail "the upgraded resolver does not answer"
     expect_equal "who answered after the deletion, the resolver" "$(between asker "$deleted" "$FOREVER" resolver udp)" 0
     (($(count asker udp lost) <= drops)) || fail "$(count asker udp lost) were lost by UDP"
