@@ -135,7 +135,7 @@ async fn start_facts(settings: &Settings, metrics: &Arc<Metrics>) -> Result<Arc<
     };
     let client = cluster::connect().await.map_err(AppError::Cluster)?;
     let fixed = cluster::Fixed::new(&settings.policy, given, own);
-    Ok(cluster::start(&client, fixed, Arc::clone(metrics)))
+    Ok(cluster::start(&client, fixed, settings.report_port, Arc::clone(metrics)))
 }
 
 #[cfg(not(feature = "kube"))]

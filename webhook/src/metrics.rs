@@ -99,6 +99,7 @@ pub struct Metrics {
     watch_failures: Counters,
     publications: Counters,
     facts_known: Family<Label, Gauge>,
+    reporting_nodes: Family<Label, Gauge>,
     duration: Histogram,
     /// Connections on the admission port.
     pub connections: Gauge,
@@ -152,6 +153,15 @@ impl Metrics {
             facts_known.get_or_create(&[("fact", fact)]).set(0);
         }
         registry.register("fact_known", "Whether a fact of the cluster is known", facts_known.clone());
+        let reporting_nodes = Family::<Label, Gauge>::default();
+        for answer in ["yes", "no"] {
+            reporting_nodes.get_or_create(&[("answer", answer)]).set(0);
+        }
+        registry.register(
+            "reporting_nodes",
+            "Nodes whose resolver was asked whether fail-open works, by whether it answered",
+            reporting_nodes.clone(),
+        );
         let duration = Histogram::new(DURATION_BUCKETS);
         registry.register(
             "decision_duration_seconds",
@@ -173,6 +183,7 @@ impl Metrics {
             watch_failures,
             publications,
             facts_known,
+            reporting_nodes,
             duration,
             connections,
         }
@@ -226,6 +237,14 @@ impl Metrics {
     /// Notes whether a fact is known.
     pub fn fact_known(&self, fact: &'static str, known: bool) {
         self.facts_known.get_or_create(&[("fact", fact)]).set(i64::from(known));
+    }
+
+    /// Notes how many nodes were asked for a report, and how many of them gave none.
+    pub fn nodes_asked(&self, asked: usize, silent: usize) {
+        for (answer, nodes) in [("yes", asked.saturating_sub(silent)), ("no", silent)] {
+            let nodes = i64::try_from(nodes).unwrap_or(i64::MAX);
+            self.reporting_nodes.get_or_create(&[("answer", answer)]).set(nodes);
+        }
     }
 
     /// The OpenMetrics text.

@@ -21,7 +21,7 @@ pub const DEFAULT_LEAVE_ALONE: [&str; 6] = [
     "resource:vpc.amazonaws.com/pod-eni",
 ];
 
-/// Finds pods by one mark.
+/// Finds pods by one mark. `node-selector` finds it in a required node affinity as well.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodSelector {
     place: Place,
@@ -60,7 +60,7 @@ impl PodSelector {
         match self.place {
             Place::Label => wanted(pod.label(key)),
             Place::Annotation => wanted(pod.annotation(key)),
-            Place::NodeSelector => wanted(pod.node_selector(key)),
+            Place::NodeSelector => pod.must_run_on(key, self.value.as_deref()),
             Place::Toleration => pod.tolerations().any(|(found, value)| found == key && wanted(Some(value))),
             Place::Resource => pod.asks_for_resource(key),
         }
