@@ -22,6 +22,7 @@ use crate::handover::Handovers;
 use crate::listen::Shared;
 use crate::metrics::{Facts, render};
 use crate::node::SetupErrors;
+use crate::privileges;
 use crate::tables::{Endpoints, Workshop};
 
 /// Connections that wait for being accepted.
@@ -156,7 +157,7 @@ impl Admin {
             }
             let listener = match self.offered.remove(&address) {
                 Some(socket) => adopt(socket, address),
-                None => bind(address),
+                None => privileges::call(move || bind(address)),
             };
             prepared.push((address, endpoints, listener.map_err(|cause| AdminError { address, cause })?));
         }

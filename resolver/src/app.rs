@@ -16,7 +16,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use nodestub_cache::Cache;
@@ -24,25 +24,31 @@ use nodestub_corefile::config::Config;
 use nodestub_corefile::{Options, Report};
 use rand::Rng;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Admin, AdminError, Status};
 use crate::args::{Placeholders, Serve};
 use crate::clock::Clock;
 use crate::coalesce::Coalescer;
+use crate::control::{self, Stage};
 use crate::handover::{Entrance, Event, HandoverError, Handovers, Identity, Pantry, Post, StoodBy, Taken};
 use crate::listen::{BindError, Listeners, MAX_WORKERS, Shared};
 use crate::loops::{self, LoopProbes};
 use crate::metrics::Counter;
 use crate::node::{self, CleanUpError, Node};
+use crate::privileges;
 use crate::query_log::QueryLog;
 use crate::resolve::Resolver;
+use crate::signals::{Order, Signals};
 use crate::tables::{CompileError, Tables, Workshop};
 use crate::watchdog::{self, SecretLabel};
 
 /// How long queries under way may take after the sockets are closed: one question's whole time.
 const DRAIN: Duration = Duration::from_secs(5);
+
+/// How long stopping may take beyond lameduck: the sockets go back to who stands by, queries under way are answered,
+/// and connections leave. Each has a limit of its own; this one holds whatever hangs.
+const STOP_LIMIT: Duration = Duration::from_secs(35);
 
 /// How often the Corefile is looked at with `-reloadwithsignal` (node-cache's `syncInterval` of files).
 const TEMPLATE_INTERVAL: Duration = Duration::from_secs(10);
@@ -91,11 +97,12 @@ pub fn check(file: &Path, placeholders: &Placeholders) -> bool {
 ///
 /// # Errors
 /// Serving did not begin. The address and the rules, if they could be set up, stay.
-pub async fn serve(arguments: &Serve) -> Result<(), StartError> {
+pub async fn serve(arguments: &Serve, mut signals: Signals) -> Result<(), StartError> {
+    let stage = Stage::new(OnceLock::new());
+    control::open(&stage);
     let placeholders = &arguments.placeholders;
     let (local_addresses, port) = (placeholders.local_addresses(), placeholders.port.get());
     let identity = Identity::new(arguments.handover.as_deref(), &local_addresses, port);
-    let mut signals = Signals::new().map_err(StartError::System)?;
     raise_file_limit();
     let wish = node::wish(arguments, |name| std::env::var(name).ok()).map_err(StartError::Wish)?;
     if !arguments.skip_teardown {
@@ -103,7 +110,7 @@ pub async fn serve(arguments: &Serve) -> Result<(), StartError> {
             "-skipteardown=false: the address and the rules stay at the end all the same, so that DNS goes on"
         );
     }
-    let node = Node::set_up(wish).await;
+    let node = privileges::run(|| Node::set_up(wish)).await.map_err(StartError::System)?;
     let config = read(arguments).map_err(StartError::Corefile)?;
     let cpus = allowed_cpus();
     // Respects CPU quotas as well; a thread more than that would only wait for its slice.
@@ -114,23 +121,24 @@ pub async fn serve(arguments: &Serve) -> Result<(), StartError> {
     let resolver = new_resolver(arguments).map_err(StartError::System)?;
     let pantry = Pantry::new(&resolver.cache, resolver.clock, &tables);
     let wanted: Vec<_> = tables.listeners.keys().copied().collect();
-    let taken = tokio::select! {
-        taken = Entrance::enter(&identity, &pantry, &wanted) => taken.map_err(StartError::Handover)?,
-        () = signals.stop() => return Ok(()),
-    };
+    let taken = Entrance::enter(&identity, &pantry, &wanted).await.map_err(StartError::Handover)?;
+    // From the first socket on, an order to stop is carried out in good order.
+    signals.allow(longest_stop(&tables));
     let parts = Compiled { config, workshop, tables, workers, cpus };
     let mut running = Running::start(arguments, parts, resolver, &node, identity, taken).await?;
     let status = Arc::clone(&running.status);
+    drop(stage.set(Arc::clone(&status)));
     let in_charge = move || !status.handovers.is_standing_by();
-    tokio::spawn(node.keep_in_order(arguments.sync_interval, in_charge));
+    let interval = arguments.sync_interval;
+    tokio::spawn(privileges::run(move || node.keep_in_order(interval, in_charge)));
     if let Some(file) = &arguments.pid_file
         && let Err(cause) = std::fs::write(file, format!("{}\n", std::process::id()))
     {
         tracing::warn!(file = %file.display(), %cause, "-pidfile: cannot write the process id");
     }
     match running.until_stopped(&mut signals).await? {
-        Left::Serving => running.stop(&mut signals).await,
-        Left::StandingBy => running.finish(&mut signals).await,
+        Left::Serving => running.stop().await,
+        Left::StandingBy => running.finish().await,
     }
     Ok(())
 }
@@ -170,8 +178,9 @@ pub fn print_rules(arguments: &Serve) -> Result<(), StartError> {
 ///
 /// # Errors
 /// Somebody listens on one of the addresses and `force` is not given, or the kernel refuses.
-pub async fn clean_up(addresses: &[IpAddr], port: u16, force: bool) -> Result<(), StartError> {
-    let removed = node::clean_up(addresses, port, force).await.map_err(StartError::CleanUp)?;
+pub async fn clean_up(addresses: Vec<IpAddr>, port: u16, force: bool) -> Result<(), StartError> {
+    let removed = privileges::run(move || node::clean_up(addresses, port, force)).await;
+    let removed = removed.map_err(StartError::System)?.map_err(StartError::CleanUp)?;
     println!("{removed}");
     Ok(())
 }
@@ -259,9 +268,15 @@ impl<'a> Running<'a> {
             tokio::select! {
                 order = signals.next() => match order {
                     Order::Stop => return Ok(Left::Serving),
-                    Order::Reload => self.reload(true).await,
+                    Order::Reload => {
+                        self.reload(true).await;
+                        signals.allow(longest_stop(&self.shared.tables.load()));
+                    }
                 },
-                () = look => self.reload(false).await,
+                () = look => {
+                    self.reload(false).await;
+                    signals.allow(longest_stop(&self.shared.tables.load()));
+                }
                 event = self.post.next() => match event {
                     Event::Withdrawn => return Err(StartError::Handover(HandoverError::Withdrawn)),
                     Event::Newcomer(newcomer) => {
@@ -318,81 +333,30 @@ impl<'a> Running<'a> {
         tracing::error!(%error, "the Corefile was not reloaded; the last good one stays in force");
     }
 
-    /// Unready, lameduck, sockets closed, queries under way answered. A second order to stop ends the waiting. Where
-    /// an older process stands by, it serves again instead.
-    async fn stop(mut self, signals: &mut Signals) {
+    /// Unready, lameduck, sockets closed, queries under way answered. (A second order to stop ends the process wherever
+    /// this is: see `signals`.) Where an older process stands by, it serves again instead.
+    async fn stop(mut self) {
         self.status.stopping.store(true, Relaxed);
-        let back = tokio::select! {
-            back = self.post.hand_back(&mut self.listeners, &mut self.admin) => back,
-            () = signals.stop() => return,
-        };
-        if back {
-            return self.finish(signals).await;
+        if self.post.hand_back(&mut self.listeners, &mut self.admin).await {
+            return self.finish().await;
         }
         let lameduck = self.shared.tables.load().lameduck;
         tracing::info!(?lameduck, "stopping");
-        tokio::select! {
-            () = tokio::time::sleep(lameduck) => {}
-            () = signals.stop() => {}
-        }
-        tokio::select! {
-            () = self.listeners.stop(DRAIN) => {}
-            () = signals.stop() => {}
-        }
+        tokio::time::sleep(lameduck).await;
+        self.listeners.stop(DRAIN).await;
     }
 
     /// Ends beside another process that serves: queries under way are answered, and connections leave.
-    async fn finish(self, signals: &mut Signals) {
+    async fn finish(self) {
         self.status.stopping.store(true, Relaxed);
         tracing::info!("stopping; another resolver serves");
-        let finish = async {
-            self.listeners.stop(DRAIN).await;
-            self.post.last_connections().await;
-        };
-        tokio::select! {
-            () = finish => {}
-            () = signals.stop() => {}
-        }
+        self.listeners.stop(DRAIN).await;
+        self.post.last_connections().await;
     }
 }
 
-/// The signals that this process minds.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hang_up: Signal,
-    user: Signal,
-}
-
-impl Signals {
-    fn new() -> io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hang_up: signal(SignalKind::hangup())?,
-            user: signal(SignalKind::user_defined1())?,
-        })
-    }
-
-    async fn next(&mut self) -> Order {
-        tokio::select! {
-            _ = self.terminate.recv() => Order::Stop,
-            _ = self.interrupt.recv() => Order::Stop,
-            _ = self.hang_up.recv() => Order::Reload,
-            _ = self.user.recv() => Order::Reload,
-        }
-    }
-
-    /// Waits for the next order to stop; others are of no use any more.
-    async fn stop(&mut self) {
-        while !matches!(self.next().await, Order::Stop) {}
-    }
-}
-
-/// What a signal means.
-enum Order {
-    Stop,
-    Reload,
+fn longest_stop(tables: &Tables) -> Duration {
+    tables.lameduck + STOP_LIMIT
 }
 
 fn options(placeholders: &Placeholders) -> Options {

@@ -5,6 +5,7 @@
 //!   nodestub-resolver check FILE                             says what is wrong with a Corefile, and serves nothing
 //!   nodestub-resolver cleanup [--force]                      takes away what was ever set up on this node
 //!   nodestub-resolver rules [-localip IP,...] ...            prints the rules that these flags ask for
+//!   nodestub-resolver probe startup|live|ready               asks the one that runs in this container
 //! ```
 //!
 //! Flags of NodeLocal DNSCache's `node-cache` are accepted verbatim, with one dash or two, and `=false` behind a
@@ -18,6 +19,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use nodestub_corefile::Options;
+
+use crate::control::Question;
 
 /// DNS for the pods of this node: caches, forwards, and keeps DNS out of connection tracking.
 #[derive(Debug, Parser)]
@@ -64,6 +67,17 @@ pub enum Command {
     },
     /// Prints the rules that these flags ask for, as text for `nft -f`; loads nothing.
     Rules(Box<Serve>),
+    /// Asks the resolver that runs in this container how it is; exit status 0 for yes. For probes of a kubelet.
+    Probe {
+        /// What to ask.
+        question: Question,
+        /// How long it may take, in seconds or with a unit.
+        #[arg(long = "timeout", value_name = "DURATION", default_value = "2s", value_parser = duration)]
+        limit: Duration,
+        /// Which one, where several run.
+        #[arg(long)]
+        pid: Option<u32>,
+    },
 }
 
 /// Flags for serving.

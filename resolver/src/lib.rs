@@ -8,6 +8,7 @@
 //!   resolve           what must be asked     coalesce, local, forward/{udp,tcp,upstream,health}, loops
 //!   metrics, query_log, admin                what is seen from outside
 //!   handover          to a newer process, and from an older one
+//!   privileges, signals, control   rights, the end, and what probes ask
 //!   app               puts it together       args, node, clock, framing, watchdog
 //! ```
 //!
@@ -21,6 +22,7 @@ pub mod app;
 pub mod args;
 pub mod clock;
 pub mod coalesce;
+pub mod control;
 pub mod forward;
 pub mod framing;
 pub mod handover;
@@ -29,8 +31,10 @@ pub mod local;
 pub mod loops;
 pub mod metrics;
 pub mod node;
+pub mod privileges;
 pub mod query_log;
 pub mod resolve;
+pub mod signals;
 pub mod sys;
 pub mod tables;
 pub mod watchdog;

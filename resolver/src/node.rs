@@ -190,7 +190,7 @@ async fn again(wish: &Wish, errors: &SetupErrors) -> Option<Applied> {
 ///
 /// # Errors
 /// Somebody listens, or the kernel refuses.
-pub async fn clean_up(addresses: &[IpAddr], port: u16, force: bool) -> Result<Removed, CleanUpError> {
+pub async fn clean_up(addresses: Vec<IpAddr>, port: u16, force: bool) -> Result<Removed, CleanUpError> {
     if !force && let Some(address) = addresses.iter().find(|address| somebody_listens(**address, port)) {
         return Err(CleanUpError::InUse(*address));
     }

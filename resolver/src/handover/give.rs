@@ -194,6 +194,7 @@ impl Post {
                 StoodBy::Stopped
             }
             Ended::Superseded => {
+                self.status.handovers.superseded.store(true, Relaxed);
                 tracing::info!("a still newer resolver serves; this one waits to be stopped");
                 // What did not leave is served here to its end.
                 mover.stop().await.give_up().await;

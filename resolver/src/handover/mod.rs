@@ -86,6 +86,7 @@ pub struct Handovers {
     failed: Counter,
     resumed: Counter,
     standing_by: AtomicBool,
+    superseded: AtomicBool,
 }
 
 impl Handovers {
@@ -104,6 +105,11 @@ impl Handovers {
     /// Whether a newer process serves.
     pub fn is_standing_by(&self) -> bool {
         self.standing_by.load(Relaxed)
+    }
+
+    /// Whether a process has come after the newer one, so that this one would never serve again.
+    pub fn is_superseded(&self) -> bool {
+        self.superseded.load(Relaxed)
     }
 }
 

@@ -27,11 +27,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use socket2::{Domain, Socket, Type};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Counter;
+use crate::privileges;
 use crate::resolve::{Miss, Resolver};
 use crate::sys;
 use crate::tables::Tables;
@@ -346,7 +348,7 @@ impl Listeners {
 
     /// Whether UDP packets to an address would be ours alone: nobody else has bound it.
     pub fn is_free(address: SocketAddr) -> bool {
-        let probe = || {
+        let probe = move || {
             let socket = Socket::new(Domain::for_address(address), Type::DGRAM.cloexec(), None)?;
             if address.is_ipv6() {
                 socket.set_only_v6(true)?;
@@ -354,8 +356,9 @@ impl Listeners {
             // Without SO_REUSEPORT: our own user's sockets are in the way as well.
             socket.bind(&address.into())
         };
+        let probe = privileges::call(probe);
         // Any other error will be met, and told, where it is bound in earnest.
-        !matches!(probe(), Err(error) if error.kind() == io::ErrorKind::AddrInUse)
+        !matches!(probe, Err(error) if error.kind() == io::ErrorKind::AddrInUse)
     }
 
     /// The addresses that are bound.
@@ -395,9 +398,10 @@ impl Listeners {
         let error = |protocol| move |cause| BindError { address, protocol, cause };
         let mut udp = Vec::new();
         for _ in &self.workers {
-            udp.push(Arc::new(udp::Listener::bind(address).map_err(error("UDP"))?));
+            let socket = privileges::call(move || udp::Listener::bind(address));
+            udp.push(Arc::new(socket.map_err(error("UDP"))?));
         }
-        let tcp = bind_tcp(address).map_err(error("TCP"))?;
+        let tcp = privileges::call(move || bind_tcp(address)).map_err(error("TCP"))?;
         let bound = Bound { udp, adopted: 0, tcp, stop_tcp: None };
         self.steer(address, &bound);
         Ok(bound)
@@ -418,7 +422,7 @@ impl Listeners {
         let mut udp = udp.ok_or_else(|| BindError { address, protocol: "UDP", cause: strange() })?;
         let adopted = udp.len();
         while udp.len() < self.workers.len() {
-            match udp::Listener::bind(address) {
+            match privileges::call(move || udp::Listener::bind(address)) {
                 Ok(socket) => udp.push(Arc::new(socket)),
                 Err(cause) => {
                     // Some threads then have nothing to do at this address.
@@ -532,8 +536,10 @@ fn bind_udp(address: SocketAddr) -> io::Result<Socket> {
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    // Without the right to go beyond the system's limit, as much as it allows.
-    socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+    if set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER).is_err() {
+        // Without the right to go beyond the system's limit, as much as it allows.
+        socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+    }
     if address.ip().is_unspecified() {
         sys::report_local_end(socket.as_fd(), address.is_ipv6())?;
     }
