@@ -35,6 +35,10 @@ pub struct Cli {
 pub enum Command {
     /// Make a CA and a serving certificate, and write ca.crt, tls.crt and tls.key
     Certificates(CertificatesArgs),
+    /// Print the settings as a MutatingAdmissionPolicy (Kubernetes 1.36), for a cluster without this webhook
+    ///
+    /// What a policy cannot express is refused by the flag's name.
+    Policy(Box<DecisionArgs>),
 }
 
 /// What to certify.

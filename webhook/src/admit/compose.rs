@@ -17,7 +17,7 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use super::facts::Facts;
-use super::hash::fnv1a;
+use super::hash::stable_hash;
 use super::names::{Domain, MAX_NAME_BYTES};
 use super::options::DnsOption;
 use super::pod::Pod;
@@ -50,7 +50,7 @@ impl Injection {
     /// It tells pods of an older configuration apart; it is no protection against forgery.
     #[must_use]
     pub fn revision(&self) -> String {
-        format!("{:016x}", fnv1a(self.to_string().bytes()))
+        stable_hash(self.to_string().bytes())
     }
 }
 

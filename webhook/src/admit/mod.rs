@@ -38,6 +38,7 @@ pub mod selector;
 
 pub use compose::Injection;
 pub use facts::{Facts, FailOpen, Namespace, PoolSearches, Resolvers};
+pub(crate) use hash::stable_hash;
 pub use names::Domain;
 pub use options::DnsOption;
 pub(crate) use overrides::is_usable;

@@ -29,6 +29,21 @@ pub struct PodSelector {
     value: Option<String>,
 }
 
+/// What a selector looks for, for whoever says it in another language.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Mark<'a> {
+    /// Key, and value where one is wanted.
+    Label(&'a str, Option<&'a str>),
+    /// As above.
+    Annotation(&'a str, Option<&'a str>),
+    /// As above.
+    NodeSelector(&'a str, Option<&'a str>),
+    /// As above.
+    Toleration(&'a str, Option<&'a str>),
+    /// The resource's name.
+    Resource(&'a str),
+}
+
 /// Where the mark stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
@@ -48,6 +63,18 @@ const PLACES: [(&str, Place); 5] = [
 ];
 
 impl PodSelector {
+    /// The same, taken apart.
+    pub(crate) fn mark(&self) -> Mark<'_> {
+        let (key, value) = (self.key.as_str(), self.value.as_deref());
+        match self.place {
+            Place::Label => Mark::Label(key, value),
+            Place::Annotation => Mark::Annotation(key, value),
+            Place::NodeSelector => Mark::NodeSelector(key, value),
+            Place::Toleration => Mark::Toleration(key, value),
+            Place::Resource => Mark::Resource(key),
+        }
+    }
+
     /// Whether the pod carries the mark.
     #[must_use]
     pub fn matches(&self, pod: &Pod) -> bool {

@@ -22,3 +22,7 @@ test_the_shipped_registration_never_stops_a_pod() {
 test_facts_are_found_and_followed() {
     on_the_api_server finds_facts_in_the_cluster_follows_them_and_tells_resolvers
 }
+
+test_a_policy_decides_as_the_webhook_does_or_is_refused_by_name() {
+    on_the_api_server decides_by_policy_as_the_webhook_does_or_refuses_by_name
+}
