@@ -24,7 +24,7 @@ prepare() {
         --program "$INSTALL/nodestub-webhook:/nodestub-webhook"
     cp -r "$HERE/../../manifests" "$INSTALL/"
     local part
-    for part in base cleanup; do
+    for part in base cleanup host-network; do
         mkdir -p "$INSTALL/$part"
         cat > "$INSTALL/$part/kustomization.yaml" << END
 resources: [../manifests/$part]
@@ -33,12 +33,14 @@ images:
   - {name: nodestub-webhook, newName: nodestub.test/webhook, newTag: "1"}
 END
     done
+    # There is one node, and two would want its ports.
+    echo 'replicas: [{name: nodestub-webhook, count: 1}]' >> "$INSTALL/host-network/kustomization.yaml"
 }
 
-# The steps of manifests/README.md, "Install".
+# install [host-network]: the steps of manifests/README.md, "Install".
 install() {
     local ca
-    kubectl apply -k "$INSTALL/base" > /dev/null
+    kubectl apply -k "$INSTALL/${1:-base}" > /dev/null
     rm -rf "$INSTALL/certs"
     "$OUR_PROGRAMS/nodestub-webhook" certificates --folder "$INSTALL/certs" --cluster-domain "$CLUSTER_DOMAIN" > /dev/null
     kubectl -n "$SYSTEM" create secret generic nodestub-webhook-certificates --from-file "$INSTALL/certs" > /dev/null
@@ -397,4 +399,49 @@ test_no_webhook_that_is_dead_slow_or_wrong_stops_a_pod() {
     for pod in good slow distrusted dead; do
         expect_equal "the API server's address in $pod" "$(getent_in "$pod" kubernetes.default)" "$KUBERNETES_SERVICE"
     done
+}
+
+test_the_webhook_serves_from_the_nodes_network_where_pods_cannot_be_reached() {
+    prepare
+    install host-network
+    expect_equal "the address of the webhook" \
+        "$(kubectl -n "$SYSTEM" get pods -l app.kubernetes.io/name=nodestub-webhook -o jsonpath='{.items[*].status.podIP}')" "$NODE_ADDRESS"
+    new_namespace "$namespace-in" nodestub.io/inject=enabled
+    namespace=$namespace-in
+    wait_for "$PATIENCE" "an injected dry run" is_injecting
+    asker pod
+    expect_equal "dnsPolicy" "$(policy_of pod)" None
+    expect_equal "the API server's address" "$(getent_in pod kubernetes.default)" "$KUBERNETES_SERVICE"
+}
+
+# servers_of FALLBACK: the nameservers that a pod which asks for it would get.
+servers_of() {
+    k run probe --image=nodestub.test/asker:1 --annotations "nodestub.io/fallback=$1" --dry-run=server -o json |
+        jq -r '.spec.dnsConfig.nameservers | join(" ")'
+}
+
+test_pods_do_without_a_second_nameserver_while_every_node_reports_that_it_fails_open() {
+    local pod
+    prepare
+    install
+    new_namespace "$namespace-in" nodestub.io/inject=enabled
+    namespace=$namespace-in
+    wait_for "$PATIENCE" "an injected dry run" is_injecting
+    does_without() { [[ $(servers_of auto) == "$LOCAL_ADDRESS" ]]; }
+    wait_for "$PATIENCE" "the webhook to hear of fail-open" does_without
+    expect_equal "nameservers without a fallback" "$(servers_of none)" "$LOCAL_ADDRESS"
+    expect_equal "nameservers of those who do not ask" "$(servers_of cluster)" "$LOCAL_ADDRESS $CLUSTER_DNS"
+
+    # They are right to: while no resolver is there at all, the pod resolves.
+    k run alone --image=nodestub.test/asker:1 --annotations nodestub.io/fallback=auto --command -- sleep 3600 > /dev/null
+    k wait --for=condition=Ready pod/alone --timeout="${PATIENCE}s" > /dev/null
+    expect_equal "nameservers" "$(nameservers alone)" "$LOCAL_ADDRESS"
+    kubectl -n kube-system delete daemonset nodestub-resolver --cascade=foreground --timeout=60s > /dev/null
+    expect_equal "resolvers that run" "$(on_node pgrep --full '^/nodestub-resolver')" ""
+    expect_equal "the API server's address without a resolver" "$(getent_in alone kubernetes.default)" "$KUBERNETES_SERVICE"
+    expect_equal "an address outside without a resolver" "$(getent_in alone www.example.com)" 192.0.2.10
+
+    # Nobody reports any more: pods are left as they are, for no node has a ready resolver.
+    is_left_alone() { [[ $(k run probe --image=nodestub.test/asker:1 --dry-run=server -o json | jq -r .spec.dnsPolicy) == ClusterFirst ]]; }
+    wait_for "$PATIENCE" "the webhook to miss the resolvers" is_left_alone
 }
