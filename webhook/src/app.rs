@@ -145,7 +145,8 @@ async fn start_facts(settings: &Settings, metrics: &Arc<Metrics>) -> Result<Arc<
     };
     let client = cluster::connect().await.map_err(AppError::Cluster)?;
     let fixed = cluster::Fixed::new(&settings.policy, given, own);
-    Ok(cluster::start(&client, fixed, settings.report_port, Arc::clone(metrics)))
+    let of_nodes = cluster::OfNodes { report_port: settings.report_port, lift_taint: settings.lift_taint };
+    Ok(cluster::start(&client, fixed, of_nodes, Arc::clone(metrics)))
 }
 
 #[cfg(not(feature = "kube"))]

@@ -83,6 +83,9 @@ pub struct ServeArgs {
     /// With `cluster`: the port of resolvers' metrics pages, which say whether fail-open works on their node; 0: they are not asked
     #[arg(long, env = "NODESTUB_REPORT_PORT", value_name = "PORT", default_value_t = 9253)]
     report_port: u16,
+    /// With `cluster`: take the taint nodestub.io/not-ready off nodes whose resolver is ready
+    #[arg(long, env = "NODESTUB_LIFT_TAINT")]
+    lift_taint: bool,
     /// Where to serve admission over TLS; port 0: any
     #[arg(long, env = "NODESTUB_LISTEN", value_name = "IP:PORT", default_value = "0.0.0.0:8443")]
     listen: SocketAddr,
@@ -215,6 +218,8 @@ pub struct Settings {
     pub resolv_conf: PathBuf,
     /// Where nodes' resolvers are asked for their metrics; none: they are not asked.
     pub report_port: Option<u16>,
+    /// Whether the taint is taken off nodes whose resolver is ready.
+    pub lift_taint: bool,
     /// Where admission is served.
     pub listen: SocketAddr,
     /// Where health and metrics are served.
@@ -246,6 +251,7 @@ impl ServeArgs {
             given,
             facts_from: self.facts_from,
             resolv_conf: self.resolv_conf,
+            lift_taint: self.lift_taint,
             report_port: (self.report_port != 0).then_some(self.report_port),
             listen: self.listen,
             admin_listen: self.admin_listen,

@@ -100,6 +100,7 @@ pub struct Metrics {
     publications: Counters,
     facts_known: Family<Label, Gauge>,
     reporting_nodes: Family<Label, Gauge>,
+    taints: Counters,
     duration: Histogram,
     /// Connections on the admission port.
     pub connections: Gauge,
@@ -153,6 +154,8 @@ impl Metrics {
             facts_known.get_or_create(&[("fact", fact)]).set(0);
         }
         registry.register("fact_known", "Whether a fact of the cluster is known", facts_known.clone());
+        let taints = counters("result", ["lifted", "failed"]);
+        registry.register("taints", "Taints of nodes that were to be taken off", taints.clone());
         let reporting_nodes = Family::<Label, Gauge>::default();
         for answer in ["yes", "no"] {
             reporting_nodes.get_or_create(&[("answer", answer)]).set(0);
@@ -184,6 +187,7 @@ impl Metrics {
             publications,
             facts_known,
             reporting_nodes,
+            taints,
             duration,
             connections,
         }
@@ -245,6 +249,12 @@ impl Metrics {
             let nodes = i64::try_from(nodes).unwrap_or(i64::MAX);
             self.reporting_nodes.get_or_create(&[("answer", answer)]).set(nodes);
         }
+    }
+
+    /// Counts a taint that was taken off, or was to be.
+    pub fn taint_lifted(&self, lifted: bool) {
+        let result = if lifted { "lifted" } else { "failed" };
+        self.taints.get_or_create(&[("result", result)]).inc();
     }
 
     /// The OpenMetrics text.

@@ -24,7 +24,7 @@ prepare() {
         --program "$INSTALL/nodestub-webhook:/nodestub-webhook"
     cp -r "$HERE/../../manifests" "$INSTALL/"
     local part
-    for part in base cleanup host-network; do
+    for part in base cleanup host-network taint; do
         mkdir -p "$INSTALL/$part"
         cat > "$INSTALL/$part/kustomization.yaml" << END
 resources: [../manifests/$part]
@@ -37,7 +37,7 @@ END
     echo 'replicas: [{name: nodestub-webhook, count: 1}]' >> "$INSTALL/host-network/kustomization.yaml"
 }
 
-# install [host-network]: the steps of manifests/README.md, "Install".
+# install [host-network|taint]: the steps of manifests/README.md, "Install".
 install() {
     local ca
     kubectl apply -k "$INSTALL/${1:-base}" > /dev/null
@@ -75,7 +75,9 @@ after() {
         kubectl -n "$SYSTEM" describe pods | sed -n '/^Events/,$p'
         kubectl -n "$SYSTEM" logs -l app.kubernetes.io/part-of=nodestub --tail=15
     fi
-    kubectl delete -k "$INSTALL/base" --ignore-not-found --timeout=90s > /dev/null
+    kubectl taint node "$NODE_NAME" nodestub.io/not-ready- > /dev/null 2>&1
+    # With what overlays add.
+    kubectl delete -k "$INSTALL/taint" --ignore-not-found --timeout=90s > /dev/null
     kubectl delete -k "$INSTALL/cleanup" --ignore-not-found --timeout=60s > /dev/null
     if [[ -e $INSTALL/taught ]]; then
         kubectl apply --server-side --force-conflicts --filename "$HERE/cluster-dns.yaml" > /dev/null
@@ -444,4 +446,16 @@ test_pods_do_without_a_second_nameserver_while_every_node_reports_that_it_fails_
     # Nobody reports any more: pods are left as they are, for no node has a ready resolver.
     is_left_alone() { [[ $(k run probe --image=nodestub.test/asker:1 --dry-run=server -o json | jq -r .spec.dnsPolicy) == ClusterFirst ]]; }
     wait_for "$PATIENCE" "the webhook to miss the resolvers" is_left_alone
+}
+
+test_a_node_is_open_for_pods_once_its_resolver_is_ready() {
+    local taint=nodestub.io/not-ready
+    prepare
+    # As a kubelet registers a new node.
+    kubectl taint node "$NODE_NAME" "$taint=:NoSchedule" > /dev/null
+    install taint
+    is_lifted() { [[ -z $(kubectl get node "$NODE_NAME" -o json | jq -r '.spec.taints[]? | select(.key == "'"$taint"'")') ]]; }
+    wait_for "$PATIENCE" "the taint to be taken off" is_lifted
+    asker pod
+    expect_equal "the API server's address" "$(getent_in pod kubernetes.default)" "$KUBERNETES_SERVICE"
 }

@@ -4,7 +4,7 @@
 //! snapshot. A watch that fails is tried again, after at most 30 seconds (`kube`'s back-off); what it told before
 //! stays. Whatever is refused (no right, no such kind) is an answer too: that source knows nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::error::Error;
 use std::fmt;
@@ -35,7 +35,7 @@ use super::seen::{
     HOST_SEARCHES_KEY, KNOWN_DNS_SERVICES, Listing, NAMESPACES, POOL_SEARCHES_KEY, RESOLVERS, SEARCHES,
     SearchTexts, Seen, Told,
 };
-use super::{SharedFacts, Snapshot};
+use super::{SharedFacts, Snapshot, taint};
 use crate::admit::{Facts, Namespace, Policy, Resolvers};
 use crate::metrics::Metrics;
 
@@ -82,15 +82,17 @@ pub async fn connect() -> Result<Client, ClusterError> {
     Client::try_from(config).map_err(|source| ClusterError::Client(Box::new(source)))
 }
 
+/// What is done with the resolvers of nodes, besides counting them.
+#[derive(Debug, Clone, Copy)]
+pub struct OfNodes {
+    /// Where they are asked whether fail-open works; none: they are not asked.
+    pub report_port: Option<u16>,
+    /// Whether the taint is taken off nodes whose resolver is ready.
+    pub lift_taint: bool,
+}
+
 /// Starts to watch. Until everything has answered once, the snapshot names what is awaited.
-///
-/// `report_port` is where nodes' resolvers are asked whether fail-open works; none: nobody is asked.
-pub fn start(
-    client: &Client,
-    fixed: Fixed,
-    report_port: Option<u16>,
-    metrics: Arc<Metrics>,
-) -> Arc<SharedFacts> {
+pub fn start(client: &Client, fixed: Fixed, of_nodes: OfNodes, metrics: Arc<Metrics>) -> Arc<SharedFacts> {
     let awaited = World::default().awaited();
     let first = Snapshot { facts: fixed.given.clone(), awaited };
     let asking = Arc::new(Semaphore::new(ASK_AT_ONCE));
@@ -106,16 +108,20 @@ pub fn start(
     let (sender, receiver) = watch::channel(None);
     tokio::spawn(publish::run(client.clone(), receiver, Arc::clone(&metrics)));
     let mut watches = watches(client, &fixed.own_namespace);
-    let (nodes, of_nodes) = watch::channel(Nodes::new());
-    if let Some(port) = report_port {
-        let rounds = ask::rounds(of_nodes, port, Arc::clone(&metrics));
+    let (nodes, nodes_to_ask) = watch::channel(Nodes::new());
+    let (ready, ready_nodes) = watch::channel(BTreeSet::new());
+    if of_nodes.lift_taint {
+        tokio::spawn(taint::run(client.clone(), ready_nodes, Arc::clone(&metrics)));
+    }
+    if let Some(port) = of_nodes.report_port {
+        let rounds = ask::rounds(nodes_to_ask, port, Arc::clone(&metrics));
         let heard = rounds.map(|reports| -> Heard {
             let change: Change = Box::new(move |world| world.reports = reports);
             Heard { source: ENDPOINTS, change: Ok(change), refusal: None }
         });
         watches.push(heard.boxed());
     }
-    let keeper = Keeper { shared: Arc::clone(&shared), fixed, metrics, sender, nodes, said: None };
+    let keeper = Keeper { shared: Arc::clone(&shared), fixed, metrics, sender, nodes, ready, said: None };
     tokio::spawn(keeper.run(watches));
     shared
 }
@@ -147,7 +153,7 @@ struct World {
     corefiles: [Listing<String>; 2],
     host_searches: Listing<SearchTexts>,
     resolvers: Listing<Resolvers>,
-    endpoints: Listing<Vec<(String, IpAddr)>>,
+    endpoints: Listing<Vec<Endpoint>>,
     reports: Reports,
 }
 
@@ -174,10 +180,15 @@ impl World {
     /// One address of each node's resolver; a node may have one in each family.
     fn nodes(&self) -> Nodes {
         let mut nodes = Nodes::new();
-        for (node, address) in self.endpoints.current().values().flatten() {
-            nodes.entry(node.clone()).or_insert(*address);
+        for endpoint in self.endpoints.current().values().flatten() {
+            nodes.entry(endpoint.node.clone()).or_insert(endpoint.address);
         }
         nodes
+    }
+
+    fn ready_nodes(&self) -> BTreeSet<String> {
+        let endpoints = self.endpoints.current().values().flatten();
+        endpoints.filter(|endpoint| endpoint.is_ready).map(|endpoint| endpoint.node.clone()).collect()
     }
 
     fn awaited(&self) -> Vec<&'static str> {
@@ -327,10 +338,21 @@ fn corefile(map: &ConfigMap) -> Option<String> {
     map.data.as_ref()?.get("Corefile").cloned()
 }
 
-fn endpoints(slice: &EndpointSlice) -> Option<Vec<(String, IpAddr)>> {
+/// A resolver's pod.
+#[derive(Debug)]
+struct Endpoint {
+    node: String,
+    address: IpAddr,
+    /// `serving`: `ready` is always true in slices of a Service that publishes addresses that are not.
+    is_ready: bool,
+}
+
+fn endpoints(slice: &EndpointSlice) -> Option<Vec<Endpoint>> {
     let all = slice.endpoints.iter().filter_map(|endpoint| {
         let address = endpoint.addresses.first()?.parse().ok()?;
-        Some((endpoint.node_name.clone().unwrap_or_else(|| format!("{address}")), address))
+        let node = endpoint.node_name.clone().unwrap_or_else(|| format!("{address}"));
+        let is_ready = endpoint.conditions.as_ref().and_then(|all| all.serving).unwrap_or(false);
+        Some(Endpoint { node, address, is_ready })
     });
     Some(all.collect())
 }
@@ -348,6 +370,7 @@ struct Keeper {
     metrics: Arc<Metrics>,
     sender: watch::Sender<Option<Published>>,
     nodes: watch::Sender<Nodes>,
+    ready: watch::Sender<BTreeSet<String>>,
     /// What was last said in the log.
     said: Option<[String; 5]>,
 }
@@ -397,6 +420,12 @@ impl Keeper {
             let nodes = world.nodes();
             let new = *last != nodes;
             *last = nodes;
+            new
+        });
+        self.ready.send_if_modified(|last| {
+            let ready = world.ready_nodes();
+            let new = *last != ready;
+            *last = ready;
             new
         });
         let found = find(given, &world.seen(), own, local_addresses);

@@ -11,7 +11,9 @@
 //! [`find()`] is pure. Decisions get one immutable [`Snapshot`] each; a new one takes its place as a whole. When the
 //! API server cannot be reached, nothing new is seen, and the last snapshot stays.
 //!
-//! Only [`cluster`], `ask` and [`publish`] need the Kubernetes client (feature `kube`).
+//! `taint` acts on what is seen: it takes a taint off nodes whose resolver is ready, where that is asked for.
+//!
+//! Only [`cluster`], `ask`, `taint` and [`publish`] need the Kubernetes client (feature `kube`).
 
 #[cfg(feature = "kube")]
 mod ask;
@@ -24,6 +26,8 @@ pub mod publish;
 pub mod reports;
 pub mod resolv_conf;
 pub mod seen;
+#[cfg(feature = "kube")]
+mod taint;
 
 use std::fmt;
 use std::future::Future;
