@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 
 #[cfg(not(feature = "kube"))]
 use crate::args::ArgsError;
-use crate::args::{CertificatesArgs, FactsFrom, Settings};
+use crate::args::{CertificatesArgs, DecisionArgs, FactsFrom, Settings};
 use crate::facts::SharedFacts;
 use crate::listen::{self, Limits, Port};
 use crate::metrics::Metrics;
@@ -54,6 +54,16 @@ pub fn certificates(args: &CertificatesArgs) -> Result<(), Box<dyn Error>> {
     for address in &names.addresses {
         println!("  {address}");
     }
+    Ok(())
+}
+
+/// `nodestub-webhook policy`: prints the settings as a policy of the API server's own.
+///
+/// # Errors
+/// When flags contradict each other, or a policy cannot express one.
+pub fn policy(args: DecisionArgs) -> Result<(), Box<dyn Error>> {
+    let (policy, facts) = args.split(FactsFrom::Flags)?;
+    print!("{}", crate::policy::yaml(&policy, &facts)?);
     Ok(())
 }
 
@@ -135,7 +145,8 @@ async fn start_facts(settings: &Settings, metrics: &Arc<Metrics>) -> Result<Arc<
     };
     let client = cluster::connect().await.map_err(AppError::Cluster)?;
     let fixed = cluster::Fixed::new(&settings.policy, given, own);
-    Ok(cluster::start(&client, fixed, Arc::clone(metrics)))
+    let of_nodes = cluster::OfNodes { report_port: settings.report_port, lift_taint: settings.lift_taint };
+    Ok(cluster::start(&client, fixed, of_nodes, Arc::clone(metrics)))
 }
 
 #[cfg(not(feature = "kube"))]

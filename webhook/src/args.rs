@@ -12,8 +12,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::admit::names::{MAX_CLUSTER_DOMAIN_BYTES, is_label};
 use crate::admit::selector::DEFAULT_LEAVE_ALONE;
 use crate::admit::{
-    DnsOption, Domain, Facts, Fallback, Namespace, Overrides, PodSelector, Policy, Resolvers, Share,
-    is_usable,
+    DnsOption, Domain, Facts, FailOpen, Fallback, Namespace, Overrides, PodSelector, Policy, PoolSearches,
+    Resolvers, Share, is_usable,
 };
 
 /// Points new pods at their node's DNS resolver.
@@ -35,6 +35,10 @@ pub struct Cli {
 pub enum Command {
     /// Make a CA and a serving certificate, and write ca.crt, tls.crt and tls.key
     Certificates(CertificatesArgs),
+    /// Print the settings as a MutatingAdmissionPolicy (Kubernetes 1.36), for a cluster without this webhook
+    ///
+    /// What a policy cannot express is refused by the flag's name.
+    Policy(Box<DecisionArgs>),
 }
 
 /// What to certify.
@@ -76,6 +80,12 @@ pub struct ServeArgs {
     /// With `cluster`: the file that tells how this very process asks for names
     #[arg(long, env = "NODESTUB_RESOLV_CONF", value_name = "FILE", default_value = "/etc/resolv.conf")]
     resolv_conf: PathBuf,
+    /// With `cluster`: the port of resolvers' metrics pages, which say whether fail-open works on their node; 0: they are not asked
+    #[arg(long, env = "NODESTUB_REPORT_PORT", value_name = "PORT", default_value_t = 9253)]
+    report_port: u16,
+    /// With `cluster`: take the taint nodestub.io/not-ready off nodes whose resolver is ready
+    #[arg(long, env = "NODESTUB_LIFT_TAINT")]
+    lift_taint: bool,
     /// Where to serve admission over TLS; port 0: any
     #[arg(long, env = "NODESTUB_LISTEN", value_name = "IP:PORT", default_value = "0.0.0.0:8443")]
     listen: SocketAddr,
@@ -119,6 +129,11 @@ pub struct DecisionArgs {
     /// A search domain of the nodes' own resolv.conf (repeatable; `none` when they have none; unset: not known, and pods are told so)
     #[arg(long, env = "NODESTUB_HOST_SEARCH", value_name = "DOMAIN", value_delimiter = ',')]
     host_search: Option<Vec<Domain>>,
+    /// Those of nodes that have others, by what the pods there say: PLACE:KEY[=VALUE]:DOMAIN[,DOMAIN...] (repeatable; in the environment, with `;` between)
+    ///
+    /// PLACE as for --leave-alone; such as node-selector:pool=gpu:gpu.example
+    #[arg(long, env = "NODESTUB_POOL_HOST_SEARCH", value_name = "SELECTOR:DOMAINS", value_delimiter = ';')]
+    pool_host_search: Vec<PoolSearches>,
     /// How many nodes have a ready resolver, such as 9/10 (unset: found in the cluster)
     #[arg(long, env = "NODESTUB_RESOLVERS", value_name = "READY/NODES")]
     resolvers: Option<Resolvers>,
@@ -137,10 +152,10 @@ pub struct DecisionArgs {
     /// Search domains to add to pods that do not say otherwise (repeatable)
     #[arg(long, env = "NODESTUB_SEARCHES", value_name = "DOMAIN", value_delimiter = ',')]
     searches: Option<Vec<Domain>>,
-    /// What stands behind the local address: cluster, auto (cluster, unless --fail-open-everywhere), or none (only with it)
+    /// What stands behind the local address: cluster, auto (cluster, unless every node fails open), or none (only then)
     #[arg(long, env = "NODESTUB_FALLBACK", value_name = "WHAT")]
     fallback: Option<Fallback>,
-    /// Every node's kernel sends queries on to the cluster DNS while its resolver does not listen
+    /// Every node's kernel sends queries on to the cluster DNS while its resolver does not listen (unset: as the nodes report)
     #[arg(long, env = "NODESTUB_FAIL_OPEN_EVERYWHERE")]
     fail_open_everywhere: bool,
     /// Pods that run where no resolver listens, besides the known kinds: PLACE:KEY[=VALUE] (repeatable)
@@ -201,6 +216,10 @@ pub struct Settings {
     pub facts_from: FactsFrom,
     /// How this process itself asks for names.
     pub resolv_conf: PathBuf,
+    /// Where nodes' resolvers are asked for their metrics; none: they are not asked.
+    pub report_port: Option<u16>,
+    /// Whether the taint is taken off nodes whose resolver is ready.
+    pub lift_taint: bool,
     /// Where admission is served.
     pub listen: SocketAddr,
     /// Where health and metrics are served.
@@ -232,6 +251,8 @@ impl ServeArgs {
             given,
             facts_from: self.facts_from,
             resolv_conf: self.resolv_conf,
+            lift_taint: self.lift_taint,
+            report_port: (self.report_port != 0).then_some(self.report_port),
             listen: self.listen,
             admin_listen: self.admin_listen,
             certificates,
@@ -278,7 +299,8 @@ impl DecisionArgs {
             cluster_dns: self.cluster_dns,
             cluster_domain: self.cluster_domain,
             host_searches: self.host_search.map(or_none),
-            fail_open_everywhere: self.fail_open_everywhere,
+            pool_searches: self.pool_host_search,
+            fail_open: if self.fail_open_everywhere { FailOpen::Everywhere } else { FailOpen::NotProven },
             resolvers: self.resolvers,
             namespaces: BTreeMap::new(),
         };
@@ -314,7 +336,10 @@ impl DecisionArgs {
         {
             return Err(ArgsError::UselessAddress(*address));
         }
-        if self.fallback == Some(Fallback::None) && !self.fail_open_everywhere {
+        if facts_from == FactsFrom::Flags
+            && self.fallback == Some(Fallback::None)
+            && !self.fail_open_everywhere
+        {
             return Err(ArgsError::NoFallback);
         }
         if !is_label(&self.own_namespace) {

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Beside it: [`facts`] (what is known of the cluster, and how), [`args`] (flags to types), [`metrics`], [`explain`]
-//! (what `kubectl nodestub explain` says), and [`app`], the one file of the webhook that knows every part.
+//! (what `kubectl nodestub explain` says), [`policy`] (the same settings for clusters without a webhook), and [`app`], the one file of the webhook that knows every part.
 //!
 //! The Kubernetes client is there with the feature `kube`, which is on by default; without it facts come from flags.
 #![forbid(unsafe_code)]
@@ -23,4 +23,5 @@ pub mod explain;
 pub mod facts;
 pub mod listen;
 pub mod metrics;
+pub mod policy;
 pub mod server;

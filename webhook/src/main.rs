@@ -13,6 +13,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Some(Command::Certificates(args)) => app::certificates(&args),
+        Some(Command::Policy(args)) => app::policy(*args),
         None => cli.serve.settings().map_err(Into::into).and_then(|settings| {
             start_logging(settings.log_format);
             app::run(settings)

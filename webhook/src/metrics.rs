@@ -99,6 +99,8 @@ pub struct Metrics {
     watch_failures: Counters,
     publications: Counters,
     facts_known: Family<Label, Gauge>,
+    reporting_nodes: Family<Label, Gauge>,
+    taints: Counters,
     duration: Histogram,
     /// Connections on the admission port.
     pub connections: Gauge,
@@ -152,6 +154,17 @@ impl Metrics {
             facts_known.get_or_create(&[("fact", fact)]).set(0);
         }
         registry.register("fact_known", "Whether a fact of the cluster is known", facts_known.clone());
+        let taints = counters("result", ["lifted", "failed"]);
+        registry.register("taints", "Taints of nodes that were to be taken off", taints.clone());
+        let reporting_nodes = Family::<Label, Gauge>::default();
+        for answer in ["yes", "no"] {
+            reporting_nodes.get_or_create(&[("answer", answer)]).set(0);
+        }
+        registry.register(
+            "reporting_nodes",
+            "Nodes whose resolver was asked whether fail-open works, by whether it answered",
+            reporting_nodes.clone(),
+        );
         let duration = Histogram::new(DURATION_BUCKETS);
         registry.register(
             "decision_duration_seconds",
@@ -173,6 +186,8 @@ impl Metrics {
             watch_failures,
             publications,
             facts_known,
+            reporting_nodes,
+            taints,
             duration,
             connections,
         }
@@ -226,6 +241,20 @@ impl Metrics {
     /// Notes whether a fact is known.
     pub fn fact_known(&self, fact: &'static str, known: bool) {
         self.facts_known.get_or_create(&[("fact", fact)]).set(i64::from(known));
+    }
+
+    /// Notes how many nodes were asked for a report, and how many of them gave none.
+    pub fn nodes_asked(&self, asked: usize, silent: usize) {
+        for (answer, nodes) in [("yes", asked.saturating_sub(silent)), ("no", silent)] {
+            let nodes = i64::try_from(nodes).unwrap_or(i64::MAX);
+            self.reporting_nodes.get_or_create(&[("answer", answer)]).set(nodes);
+        }
+    }
+
+    /// Counts a taint that was taken off, or was to be.
+    pub fn taint_lifted(&self, lifted: bool) {
+        let result = if lifted { "lifted" } else { "failed" };
+        self.taints.get_or_create(&[("result", result)]).inc();
     }
 
     /// The OpenMetrics text.

@@ -198,6 +198,21 @@ fn finishes_what_it_has_when_it_is_told_to_stop() {
 }
 
 #[test]
+fn ends_a_body_that_does_not_come_and_lets_go_of_its_bytes() {
+    let home = tempfile::tempdir().unwrap();
+    let webhook = start(&home);
+    let mut tls = webhook.connect().unwrap();
+    tls.write_all(&expecting_head(MAX_BODY_BYTES)).unwrap();
+    read_continue(&mut tls);
+    tls.write_all(b"{").unwrap();
+    // After the server's five seconds.
+    let answer = read_response(&mut tls);
+    assert_eq!((answer.status, answer.text().as_str()), (408, "the body did not come in time\n"));
+    assert_eq!(webhook.count("nodestub_webhook_refusals_total{cause=\"body\"}"), 1);
+    assert_eq!(webhook.mutate(&a_review()).status, 200);
+}
+
+#[test]
 fn bounds_the_bytes_that_it_reads_at_once() {
     let home = tempfile::tempdir().unwrap();
     let webhook = start(&home);

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use clap::Parser as _;
 use common::{Vector, judge, review, vectors};
-use nodestub_webhook::admit::{Decision, Operation, Reason, Request, admit};
+use nodestub_webhook::admit::{Decision, Facts, FailOpen, Operation, Reason, Request, admit};
 use nodestub_webhook::args::{Cli, Settings};
 use serde_json::{Value, json};
 
@@ -36,6 +36,12 @@ fn decide(vector: &Vector, pod: &Value) -> Decision {
     admit(&policy, &facts, &request)
 }
 
+/// The simplest pod that is injected.
+fn plain() -> Vector {
+    let name = "a plain pod in a namespace that opted in";
+    vectors().into_iter().find(|vector| vector.name == name).unwrap()
+}
+
 #[test]
 fn decides_every_vector_as_written() {
     for vector in vectors() {
@@ -57,7 +63,7 @@ fn has_vectors_for_every_defect_and_enough_of_them() {
     let vectors = vectors();
     let names: BTreeSet<_> = vectors.iter().map(|vector| vector.name.as_str()).collect();
     assert_eq!(names.len(), vectors.len(), "two vectors of one name");
-    assert!(vectors.len() >= 60, "{}", vectors.len());
+    assert!(vectors.len() >= 150, "{}", vectors.len());
     for defect in 1..=8 {
         assert!(vectors.iter().any(|vector| vector.defect == Some(defect)), "defect {defect}");
     }
@@ -76,7 +82,7 @@ fn has_a_vector_for_every_reason_that_flags_can_bring_about() {
 
 #[test]
 fn leaves_pods_alone_while_a_fact_is_not_known() {
-    let vector = &vectors()[0];
+    let vector = &plain();
     let Settings { policy, given: facts, .. } = settings(vector);
     let request = Request::create_pod("shop", &vector.pod);
     assert_eq!(admit(&policy, &facts, &request).reason, Reason::Injected);
@@ -92,7 +98,7 @@ fn leaves_pods_alone_while_a_fact_is_not_known() {
     assert_eq!((decision.reason, decision.patch.0.len()), (Reason::ResolversUnknown, 0));
     assert_eq!(decision.warnings.len(), 1);
 
-    let without = nodestub_webhook::admit::Facts { cluster_domain: None, ..facts };
+    let without = Facts { cluster_domain: None, ..facts };
     let decision = admit(&policy, &without, &request);
     assert_eq!((decision.reason, decision.patch.0.len()), (Reason::ClusterDomainUnknown, 0));
     assert_eq!(decision.warnings.len(), 1);
@@ -100,7 +106,7 @@ fn leaves_pods_alone_while_a_fact_is_not_known() {
 
 #[test]
 fn stops_at_the_first_search_domain_that_has_no_room() {
-    let Settings { policy, given: facts, .. } = settings(&vectors()[0]);
+    let Settings { policy, given: facts, .. } = settings(&plain());
     let long = |index: usize| format!("{index}.{}", ["a"; 100].join("."));
     let own: Vec<_> = (0..10).map(long).chain(["short.example".to_owned()]).collect();
     let pod = json!({"metadata": {}, "spec": {"dnsConfig": {"searches": own}}});
@@ -109,4 +115,25 @@ fn stops_at_the_first_search_domain_that_has_no_room() {
     assert_eq!(decision.injection.unwrap().searches[3..], own[..9]);
     let said = "no room for 2 search domain(s) from \"9.a.a";
     assert!(decision.warnings[0].text().contains(said), "{}", decision.warnings[0].text());
+}
+
+#[test]
+fn does_without_a_fallback_only_at_addresses_that_every_node_vouches_for() {
+    let Settings { policy, given, .. } = settings(&plain());
+    let pod = |annotations: Value| json!({"metadata": {"annotations": annotations}, "spec": {}});
+    let servers = |fail_open: FailOpen, annotations: Value| {
+        let facts = Facts { fail_open, ..given.clone() };
+        let decision = admit(&policy, &facts, &Request::create_pod("shop", &pod(annotations)));
+        (decision.injection.unwrap().nameservers, decision.warnings.len())
+    };
+    let proven = || FailOpen::At(vec!["169.254.20.10".parse().unwrap()]);
+    let local = vec!["169.254.20.10".to_owned()];
+    assert_eq!(servers(proven(), json!({"nodestub.io/fallback": "auto"})), (local.clone(), 0));
+    assert_eq!(servers(proven(), json!({"nodestub.io/fallback": "none"})), (local, 0));
+    assert_eq!(servers(FailOpen::NotProven, json!({"nodestub.io/fallback": "auto"})).0.len(), 2);
+    // Another address on the pod: nobody has vouched for that one.
+    let elsewhere = |fallback: &str| json!({"nodestub.io/fallback": fallback, "nodestub.io/local-address": "169.254.1.1"});
+    let both = vec!["169.254.1.1".to_owned(), "10.96.0.10".to_owned()];
+    assert_eq!(servers(proven(), elsewhere("auto")), (both.clone(), 0));
+    assert_eq!(servers(proven(), elsewhere("none")), (both, 1));
 }

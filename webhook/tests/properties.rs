@@ -9,7 +9,7 @@ use common::{apply, check_injected};
 use nodestub_webhook::admit::options::DnsOption;
 use nodestub_webhook::admit::reason::{MAX_WARNING_BYTES, MAX_WARNINGS};
 use nodestub_webhook::admit::{
-    Facts, Fallback, Namespace, Overrides, Policy, Reason, Request, Share, admit, keys,
+    Facts, FailOpen, Fallback, Namespace, Overrides, Policy, Reason, Request, Share, admit, keys,
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -152,7 +152,8 @@ fn any_setting() -> impl Strategy<Value = (Policy, Facts)> {
                 cluster_dns: addresses(cluster),
                 cluster_domain: Some("cluster.local".parse().unwrap()),
                 host_searches: searches.map(|all| all.iter().map(|one| one.parse().unwrap()).collect()),
-                fail_open_everywhere: fail_open,
+                pool_searches: Vec::new(),
+                fail_open: if fail_open { FailOpen::Everywhere } else { FailOpen::NotProven },
                 resolvers: None,
                 namespaces: BTreeMap::from([("shop".to_owned(), std::sync::Arc::new(namespace))]),
             };
@@ -227,7 +228,7 @@ proptest! {
         }
 
         // In the node's own network, and wherever nobody vouches for fail-open, the cluster DNS is there.
-        if pod["spec"]["hostNetwork"] == true || !facts.fail_open_everywhere {
+        if pod["spec"]["hostNetwork"] == true || facts.fail_open == FailOpen::NotProven {
             prop_assert!(facts.cluster_dns.iter().any(|one| injection.nameservers.contains(&one.to_string())));
         }
     }

@@ -17,12 +17,12 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use super::facts::Facts;
-use super::hash::fnv1a;
-use super::names::Domain;
+use super::hash::stable_hash;
+use super::names::{Domain, MAX_NAME_BYTES};
 use super::options::DnsOption;
 use super::pod::Pod;
 use super::policy::{Fallback, Overrides, Policy};
-use super::reason::Warning;
+use super::reason::{Place, Warning};
 
 /// The most nameservers of a pod (`MaxDNSNameservers` in Kubernetes' `pkg/apis/core/validation`).
 pub const MAX_NAMESERVERS: usize = 3;
@@ -50,7 +50,7 @@ impl Injection {
     /// It tells pods of an older configuration apart; it is no protection against forgery.
     #[must_use]
     pub fn revision(&self) -> String {
-        format!("{:016x}", fnv1a(self.to_string().bytes()))
+        stable_hash(self.to_string().bytes())
     }
 }
 
@@ -90,9 +90,10 @@ pub(super) fn compose(
     pod: &Pod,
     warnings: &mut Vec<Warning>,
 ) -> Injection {
-    let fallback = fallback(policy, facts, levels, pod, warnings);
     let local = levels.pod.local_addresses.as_ref().or(levels.namespace.local_addresses.as_ref());
     let local = local.or(policy.defaults.local_addresses.as_ref()).unwrap_or(&policy.local_addresses);
+    let fails_open = facts.fail_open.covers(local);
+    let fallback = fallback(policy, fails_open, levels, pod, warnings);
     let cluster: &[IpAddr] = if fallback { &facts.cluster_dns } else { &[] };
     Injection {
         nameservers: nameservers(local, cluster, pod, warnings),
@@ -101,22 +102,33 @@ pub(super) fn compose(
     }
 }
 
-/// Whether the cluster DNS stands behind the local address.
-fn fallback(policy: &Policy, facts: &Facts, levels: &Levels, pod: &Pod, warnings: &mut Vec<Warning>) -> bool {
-    let asked = levels.pod.fallback.or(levels.namespace.fallback).or(policy.defaults.fallback);
-    // The kernel's fail-open does not reach processes in the node's own network.
-    let can_do_without = facts.fail_open_everywhere && !pod.host_network();
-    match asked.unwrap_or(Fallback::Cluster) {
-        Fallback::Cluster => true,
-        Fallback::Auto => !can_do_without,
-        Fallback::None => {
-            // Without fail-open an annotation was refused before, and the default is refused at the start.
-            if pod.host_network() {
+/// Whether the cluster DNS stands behind the local address: as the nearest level asks whose wish can be granted.
+fn fallback(
+    policy: &Policy,
+    fails_open: bool,
+    levels: &Levels,
+    pod: &Pod,
+    warnings: &mut Vec<Warning>,
+) -> bool {
+    let wishes = [
+        (Place::Pod, levels.pod.fallback),
+        (Place::Namespace, levels.namespace.fallback),
+        (Place::Webhook, policy.defaults.fallback),
+    ];
+    for (place, wish) in wishes {
+        match wish {
+            None => {}
+            Some(Fallback::None) if !fails_open => warnings.push(Warning::FallbackRefused { place }),
+            Some(Fallback::Cluster) => return true,
+            // The kernel's fail-open does not reach processes in the node's own network.
+            Some(Fallback::None) if pod.host_network() => {
                 warnings.push(Warning::FallbackKeptForHostNetwork);
+                return true;
             }
-            !can_do_without
+            Some(Fallback::Auto | Fallback::None) => return !fails_open || pod.host_network(),
         }
     }
+    true
 }
 
 fn nameservers(local: &[IpAddr], cluster: &[IpAddr], pod: &Pod, warnings: &mut Vec<Warning>) -> Vec<String> {
@@ -167,34 +179,37 @@ fn searches(
     warnings: &mut Vec<Warning>,
 ) -> Vec<String> {
     let cluster = [format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.to_string()];
-    let host = facts.host_searches.iter().flatten().map(Domain::as_str);
+    let pool = facts.pool_searches.iter().find(|pool| pool.pods.matches(pod)).map(|pool| &pool.searches);
+    let of_host = pool.or(facts.host_searches.as_ref());
+    let host = of_host.into_iter().flatten().map(Domain::as_str);
     let added = levels.pod.searches.as_ref().or(levels.namespace.searches.as_ref());
     let added = added.or(policy.defaults.searches.as_ref()).into_iter().flatten().map(Domain::as_str);
 
     let mut searches: Vec<String> = Vec::new();
     let mut characters = 0;
-    let mut dropped = 0;
-    let mut first_dropped = None;
+    let (mut full, mut dropped, mut first_dropped) = (false, 0, None);
     for search in cluster.iter().map(String::as_str).chain(host).chain(pod.searches()).chain(added) {
         if searches.iter().any(|known| known == search) {
             continue;
         }
         let blank = usize::from(!searches.is_empty());
-        let fits =
-            searches.len() < MAX_SEARCHES && characters + blank + search.len() <= MAX_SEARCH_CHARACTERS;
-        // As kubelet does: from the first that does not fit, none follows, for the order has a meaning.
-        if fits && dropped == 0 {
-            characters += blank + search.len();
-            searches.push(search.to_owned());
-        } else {
+        // Only a final dot makes a name of a pod longer; kubelet drops it, for old resolver libraries abort.
+        let is_too_long = search.len() > MAX_NAME_BYTES;
+        full |= !is_too_long
+            && (searches.len() == MAX_SEARCHES || characters + blank + search.len() > MAX_SEARCH_CHARACTERS);
+        // As kubelet does: from the first that has no room, none follows, for the order has a meaning.
+        if is_too_long || full {
             dropped += 1;
             first_dropped.get_or_insert_with(|| search.to_owned());
+        } else {
+            characters += blank + search.len();
+            searches.push(search.to_owned());
         }
     }
     if let Some(first) = first_dropped {
         warnings.push(Warning::SearchesCut { dropped, first });
     }
-    if facts.host_searches.is_none() {
+    if of_host.is_none() {
         warnings.push(Warning::HostSearchesUnknown);
     }
     searches

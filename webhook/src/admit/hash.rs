@@ -8,6 +8,11 @@ pub(super) fn fnv1a(bytes: impl Iterator<Item = u8>) -> u64 {
     bytes.fold(OFFSET, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME))
 }
 
+/// The same as 16 hexadecimal digits.
+pub(crate) fn stable_hash(bytes: impl Iterator<Item = u8>) -> String {
+    format!("{:016x}", fnv1a(bytes))
+}
+
 #[cfg(test)]
 mod tests {
     use super::fnv1a;

@@ -37,7 +37,8 @@ pub mod rollout;
 pub mod selector;
 
 pub use compose::Injection;
-pub use facts::{Facts, Namespace, Resolvers};
+pub use facts::{Facts, FailOpen, Namespace, PoolSearches, Resolvers};
+pub(crate) use hash::stable_hash;
 pub use names::Domain;
 pub use options::DnsOption;
 pub(crate) use overrides::is_usable;
@@ -165,8 +166,8 @@ fn decide(
     resolvers_ready(policy, facts, warnings)?;
     let of_namespace = namespace.annotations.iter().map(|(key, value)| (key.as_str(), value.as_str()));
     let levels = Levels {
-        namespace: overrides::read(of_namespace, Place::Namespace, facts.fail_open_everywhere, warnings),
-        pod: overrides::read(pod.annotations(), Place::Pod, facts.fail_open_everywhere, warnings),
+        namespace: overrides::read(of_namespace, Place::Namespace, warnings),
+        pod: overrides::read(pod.annotations(), Place::Pod, warnings),
     };
     let injection = compose(policy, facts, &levels, request.namespace, domain, &pod, warnings);
     Ok((pod, injection))

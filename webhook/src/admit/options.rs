@@ -18,7 +18,7 @@ pub const ATTEMPTS: RangeInclusive<u8> = 1..=5;
 pub const ALLOWED_OPTIONS: &str = "ndots:0-15, timeout:1-30, attempts:1-5, and flags of resolv.conf(5)";
 
 /// Options without a value that resolv.conf(5) names.
-const FLAGS: [&str; 12] = [
+pub(crate) const FLAGS: [&str; 12] = [
     "debug",
     "edns0",
     "inet6",

@@ -10,20 +10,17 @@ use super::facts::Namespace;
 use super::keys;
 use super::names::Domain;
 use super::options::{ALLOWED_OPTIONS, DnsOption, NDOTS, number};
-use super::policy::{ALLOWED_FALLBACKS, Fallback, Overrides};
+use super::policy::{ALLOWED_FALLBACKS, Overrides};
 use super::reason::{Place, Warning};
 use super::rollout::{ALLOWED_SHARES, Share};
 
 /// The most local addresses of one pod: a third would leave no room for a fallback.
 const MAX_LOCAL_ADDRESSES: usize = 2;
 
-/// Reads the annotations of one level.
-///
-/// `fail_open` says whether `fallback: none` can be granted.
+/// Reads the annotations of one level. Whether `fallback: none` can be granted is `compose`'s affair.
 pub(super) fn read<'a>(
     annotations: impl Iterator<Item = (&'a str, &'a str)>,
     place: Place,
-    fail_open: bool,
     warnings: &mut Vec<Warning>,
 ) -> Overrides {
     let mut overrides = Overrides::default();
@@ -45,7 +42,6 @@ pub(super) fn read<'a>(
                 None => bad(keys::SEARCHES, "domain names, separated by commas"),
             },
             keys::FALLBACK => match value.trim().parse() {
-                Ok(Fallback::None) if !fail_open => warnings.push(Warning::FallbackRefused { place }),
                 Ok(fallback) => overrides.fallback = Some(fallback),
                 Err(_) => bad(keys::FALLBACK, ALLOWED_FALLBACKS),
             },
@@ -97,9 +93,9 @@ fn list<T: FromStr>(text: &str) -> Option<Vec<T>> {
 mod tests {
     use super::*;
 
-    fn read_one(key: &str, value: &str, fail_open: bool) -> (Overrides, Vec<Warning>) {
+    fn read_one(key: &str, value: &str) -> (Overrides, Vec<Warning>) {
         let mut warnings = Vec::new();
-        let overrides = read([(key, value)].into_iter(), Place::Pod, fail_open, &mut warnings);
+        let overrides = read([(key, value)].into_iter(), Place::Pod, &mut warnings);
         (overrides, warnings)
     }
 
@@ -119,7 +115,7 @@ mod tests {
             (keys::LOCAL_ADDRESS, "10.0.0.1,10.0.0.2,10.0.0.3", "IP addresses"),
         ];
         for (key, value, allowed) in cases {
-            let (overrides, warnings) = read_one(key, value, true);
+            let (overrides, warnings) = read_one(key, value);
             assert_eq!(overrides, Overrides::default(), "{key}: {value}");
             let text = warnings[0].text();
             assert!(warnings.len() == 1 && text.contains(key) && text.contains(allowed), "{text}");
@@ -128,20 +124,9 @@ mod tests {
     }
 
     #[test]
-    fn grants_no_fallback_only_where_the_kernel_falls_back() {
-        let (overrides, warnings) = read_one(keys::FALLBACK, "none", false);
-        assert_eq!(
-            (overrides.fallback, warnings),
-            (None, vec![Warning::FallbackRefused { place: Place::Pod }])
-        );
-        let (overrides, warnings) = read_one(keys::FALLBACK, "none", true);
-        assert_eq!((overrides.fallback, warnings), (Some(Fallback::None), Vec::new()));
-    }
-
-    #[test]
     fn warns_of_annotations_that_do_not_exist_and_leaves_others_alone() {
-        let (_, warnings) = read_one("nodestub.io/ndot", "2", false);
+        let (_, warnings) = read_one("nodestub.io/ndot", "2");
         assert_eq!(warnings[0].label(), "unknown_annotation");
-        assert!(read_one("example.com/ndots", "2", false).1.is_empty());
+        assert!(read_one("example.com/ndots", "2").1.is_empty());
     }
 }

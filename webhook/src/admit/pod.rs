@@ -11,6 +11,9 @@ use serde_json::Value;
 
 use super::options::DnsOption;
 
+/// The name of that system in `spec.os` and in nodes' labels.
+const WINDOWS: &str = "windows";
+
 /// What the decision looks at.
 #[derive(Debug)]
 pub struct Pod {
@@ -99,10 +102,32 @@ impl Pod {
         Some((owner.kind.as_str(), owner.name.as_str()))
     }
 
-    /// The value of a key in `spec.nodeSelector`.
+    /// Whether the pod can only run on nodes with that label (and that value, where one is given): by
+    /// `spec.nodeSelector`, or because every term of its required node affinity asks for it.
     #[must_use]
-    pub fn node_selector(&self, key: &str) -> Option<&str> {
-        look_up(self.spec.node_selector.as_ref(), key)
+    pub fn must_run_on(&self, key: &str, value: Option<&str>) -> bool {
+        let is_wanted = |found: &str| value.is_none_or(|wanted| wanted == found);
+        if look_up(self.spec.node_selector.as_ref(), key).is_some_and(is_wanted) {
+            return true;
+        }
+        let mut terms = self.node_terms().peekable();
+        let asks = |one: &Requirement| {
+            let values = one.values.as_deref().unwrap_or_default();
+            one.key == key
+                && match one.operator.as_str() {
+                    "In" => !values.is_empty() && values.iter().map(String::as_str).all(is_wanted),
+                    "Exists" => value.is_none(),
+                    _ => false,
+                }
+        };
+        // Terms are alternatives; the requirements of one term must all be met.
+        terms.peek().is_some() && terms.all(|term| term.match_expressions.iter().flatten().any(asks))
+    }
+
+    fn node_terms(&self) -> impl Iterator<Item = &NodeSelectorTerm> {
+        let affinity = self.spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
+        let required = affinity.and_then(|affinity| affinity.required.as_ref());
+        required.and_then(|required| required.terms.as_ref()).into_iter().flatten()
     }
 
     /// Keys and values of `spec.tolerations`; those that tolerate everything have an empty key.
@@ -149,8 +174,8 @@ impl Pod {
     #[must_use]
     pub fn is_windows(&self) -> bool {
         let os = self.spec.os.as_ref().and_then(|os| os.name.as_deref());
-        [os, self.node_selector("kubernetes.io/os"), self.node_selector("beta.kubernetes.io/os")]
-            .contains(&Some("windows"))
+        let labels = ["kubernetes.io/os", "beta.kubernetes.io/os"];
+        os == Some(WINDOWS) || labels.iter().any(|label| self.must_run_on(label, Some(WINDOWS)))
     }
 
     /// The user's own nameservers, in their order.
@@ -221,6 +246,7 @@ struct Spec {
     host_network: Option<bool>,
     os: Option<Os>,
     node_selector: Option<BTreeMap<String, String>>,
+    affinity: Option<Affinity>,
     tolerations: Option<Vec<Toleration>>,
     containers: Option<Vec<Container>>,
     init_containers: Option<Vec<Container>>,
@@ -229,6 +255,39 @@ struct Spec {
 #[derive(Debug, Deserialize)]
 struct Os {
     name: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Affinity {
+    node_affinity: Option<NodeAffinity>,
+}
+
+#[derive(Debug, Deserialize)]
+struct NodeAffinity {
+    #[serde(rename = "requiredDuringSchedulingIgnoredDuringExecution")]
+    required: Option<RequiredNodes>,
+}
+
+#[derive(Debug, Deserialize)]
+struct RequiredNodes {
+    #[serde(rename = "nodeSelectorTerms")]
+    terms: Option<Vec<NodeSelectorTerm>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct NodeSelectorTerm {
+    match_expressions: Option<Vec<Requirement>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Requirement {
+    #[serde(default)]
+    key: String,
+    #[serde(default)]
+    operator: String,
+    values: Option<Vec<String>>,
 }
 
 #[derive(Debug, Deserialize)]

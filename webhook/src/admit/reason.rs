@@ -186,6 +186,8 @@ pub enum Place {
     Pod,
     /// The namespace's.
     Namespace,
+    /// The webhook's own, for pods that do not say otherwise.
+    Webhook,
 }
 
 impl fmt::Display for Place {
@@ -193,6 +195,7 @@ impl fmt::Display for Place {
         f.write_str(match self {
             Self::Pod => "pod",
             Self::Namespace => "namespace",
+            Self::Webhook => "webhook",
         })
     }
 }
@@ -270,6 +273,9 @@ pub enum Warning {
 pub const MAX_WARNING_BYTES: usize = 256;
 /// The most warnings of one decision: together they stay below the API server's 4096 bytes.
 pub const MAX_WARNINGS: usize = 12;
+/// At the end of what was cut. ASCII, as all of a warning: it travels in an HTTP header (RFC 7234, 5.5), and not every
+/// client shows one with other bytes.
+const CUT: &str = "...";
 /// How much of a value is quoted, in characters.
 const MAX_QUOTED_CHARACTERS: usize = 40;
 
@@ -314,7 +320,8 @@ impl Warning {
     pub fn bad_key(&self) -> Option<&'static str> {
         match self {
             Self::BadValue { key, .. } => Some(key),
-            Self::FallbackRefused { .. } => Some(super::keys::FALLBACK),
+            // The webhook's own setting is no annotation.
+            Self::FallbackRefused { place } => (*place != Place::Webhook).then_some(super::keys::FALLBACK),
             Self::UnknownAnnotation { .. } => Some("other"),
             _ => None,
         }
@@ -325,12 +332,12 @@ impl Warning {
     pub fn text(&self) -> String {
         let mut text = format!("nodestub: {self}");
         if text.len() > MAX_WARNING_BYTES {
-            let mut end = MAX_WARNING_BYTES - '…'.len_utf8();
+            let mut end = MAX_WARNING_BYTES - CUT.len();
             while !text.is_char_boundary(end) {
                 end -= 1;
             }
             text.truncate(end);
-            text.push('…');
+            text.push_str(CUT);
         }
         text
     }
@@ -397,9 +404,9 @@ impl fmt::Display for Quoted<'_> {
 }
 
 fn printable(text: &str, max_characters: usize) -> String {
-    let mut shown: String = text.chars().take(max_characters).flat_map(char::escape_debug).collect();
+    let mut shown: String = text.chars().take(max_characters).flat_map(char::escape_default).collect();
     if text.chars().nth(max_characters).is_some() {
-        shown.push('…');
+        shown.push_str(CUT);
     }
     shown
 }
@@ -435,7 +442,7 @@ mod tests {
         ] {
             let text = warning.text();
             assert!(text.len() <= MAX_WARNING_BYTES, "{text}");
-            assert!(!text.chars().any(char::is_control), "{text:?}");
+            assert!(text.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{text:?}");
         }
     }
 }

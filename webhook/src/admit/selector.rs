@@ -21,12 +21,27 @@ pub const DEFAULT_LEAVE_ALONE: [&str; 6] = [
     "resource:vpc.amazonaws.com/pod-eni",
 ];
 
-/// Finds pods by one mark.
+/// Finds pods by one mark. `node-selector` finds it in a required node affinity as well.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodSelector {
     place: Place,
     key: String,
     value: Option<String>,
+}
+
+/// What a selector looks for, for whoever says it in another language.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Mark<'a> {
+    /// Key, and value where one is wanted.
+    Label(&'a str, Option<&'a str>),
+    /// As above.
+    Annotation(&'a str, Option<&'a str>),
+    /// As above.
+    NodeSelector(&'a str, Option<&'a str>),
+    /// As above.
+    Toleration(&'a str, Option<&'a str>),
+    /// The resource's name.
+    Resource(&'a str),
 }
 
 /// Where the mark stands.
@@ -48,6 +63,18 @@ const PLACES: [(&str, Place); 5] = [
 ];
 
 impl PodSelector {
+    /// The same, taken apart.
+    pub(crate) fn mark(&self) -> Mark<'_> {
+        let (key, value) = (self.key.as_str(), self.value.as_deref());
+        match self.place {
+            Place::Label => Mark::Label(key, value),
+            Place::Annotation => Mark::Annotation(key, value),
+            Place::NodeSelector => Mark::NodeSelector(key, value),
+            Place::Toleration => Mark::Toleration(key, value),
+            Place::Resource => Mark::Resource(key),
+        }
+    }
+
     /// Whether the pod carries the mark.
     #[must_use]
     pub fn matches(&self, pod: &Pod) -> bool {
@@ -60,7 +87,7 @@ impl PodSelector {
         match self.place {
             Place::Label => wanted(pod.label(key)),
             Place::Annotation => wanted(pod.annotation(key)),
-            Place::NodeSelector => wanted(pod.node_selector(key)),
+            Place::NodeSelector => pod.must_run_on(key, self.value.as_deref()),
             Place::Toleration => pod.tolerations().any(|(found, value)| found == key && wanted(Some(value))),
             Place::Resource => pod.asks_for_resource(key),
         }

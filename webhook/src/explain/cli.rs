@@ -159,6 +159,7 @@ mod in_cluster {
     use kube::{Client, Config};
 
     use super::*;
+    use crate::admit::FailOpen;
     use crate::facts::cluster::{ClusterError, Fixed, connect, look_once};
     use crate::facts::publish::{FACTS_CONFIG_MAP, FACTS_NAMESPACE};
     use crate::facts::{Origin, ResolvConf};
@@ -200,6 +201,7 @@ mod in_cluster {
                 "host_searches" => {
                     list(facts.host_searches.iter().flatten().map(ToString::to_string).collect())
                 }
+                "fail_open" => facts.fail_open.to_string(),
                 _ => list(facts.resolvers.iter().map(ToString::to_string).collect()),
             };
             format!("{fact}: {value} ({origin})")
@@ -282,6 +284,12 @@ mod in_cluster {
                         (facts.cluster_domain, *known) = (Some(domain), origin());
                     }
                 }
+                "fail_open" => {
+                    let list = published.get("fail-open").map(String::as_str).unwrap_or_default();
+                    if let Ok(addresses) = list.split(',').map(str::parse).collect::<Result<Vec<_>, _>>() {
+                        (facts.fail_open, *known) = (FailOpen::At(addresses), origin());
+                    }
+                }
                 _ => {}
             }
         }
@@ -304,7 +312,7 @@ mod in_cluster {
             let decision = with_settings(&words, &settings).unwrap();
             let (policy, facts) = decision.split(FactsFrom::Cluster).unwrap();
             assert_eq!((policy.defaults.ndots, policy.rollout.to_string()), (Some(2), "25%".to_owned()));
-            assert!(facts.fail_open_everywhere);
+            assert_eq!(facts.fail_open, FailOpen::Everywhere);
             let bad = [("NODESTUB_ROLLOUT".to_owned(), "some".to_owned())].into();
             assert!(matches!(with_settings(&words, &bad), Err(CliError::Settings(_))));
         }

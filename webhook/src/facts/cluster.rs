@@ -4,7 +4,7 @@
 //! snapshot. A watch that fails is tried again, after at most 30 seconds (`kube`'s back-off); what it told before
 //! stays. Whatever is refused (no right, no such kind) is an answer too: that source knows nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::error::Error;
 use std::fmt;
@@ -16,6 +16,7 @@ use futures_util::stream::{BoxStream, SelectAll, select_all};
 use futures_util::{Stream, StreamExt as _};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace as KubeNamespace, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::Api;
 use kube::core::{ObjectMeta, PartialObjectMeta};
 use kube::runtime::WatchStreamExt as _;
@@ -24,14 +25,17 @@ use kube::{Client, Config, Resource, ResourceExt as _};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
+use super::ask::{self, Nodes};
 use super::find::{Found, find};
 use super::publish::{self, Published};
+use super::reports::Reports;
 use super::resolv_conf::ResolvConf;
 use super::seen::{
-    COREFILE, COREFILES, DAEMON_SET, DNS_LABEL, DNS_SERVICES, DnsService, HOST_SEARCHES, HOST_SEARCHES_KEY,
-    KNOWN_DNS_SERVICES, Listing, NAMESPACES, RESOLVERS, SEARCHES, Seen, Told,
+    COREFILE, COREFILES, DAEMON_SET, DNS_LABEL, DNS_SERVICES, DnsService, ENDPOINTS, HOST_SEARCHES,
+    HOST_SEARCHES_KEY, KNOWN_DNS_SERVICES, Listing, NAMESPACES, POOL_SEARCHES_KEY, RESOLVERS, SEARCHES,
+    SearchTexts, Seen, Told,
 };
-use super::{SharedFacts, Snapshot};
+use super::{SharedFacts, Snapshot, taint};
 use crate::admit::{Facts, Namespace, Policy, Resolvers};
 use crate::metrics::Metrics;
 
@@ -78,8 +82,17 @@ pub async fn connect() -> Result<Client, ClusterError> {
     Client::try_from(config).map_err(|source| ClusterError::Client(Box::new(source)))
 }
 
+/// What is done with the resolvers of nodes, besides counting them.
+#[derive(Debug, Clone, Copy)]
+pub struct OfNodes {
+    /// Where they are asked whether fail-open works; none: they are not asked.
+    pub report_port: Option<u16>,
+    /// Whether the taint is taken off nodes whose resolver is ready.
+    pub lift_taint: bool,
+}
+
 /// Starts to watch. Until everything has answered once, the snapshot names what is awaited.
-pub fn start(client: &Client, fixed: Fixed, metrics: Arc<Metrics>) -> Arc<SharedFacts> {
+pub fn start(client: &Client, fixed: Fixed, of_nodes: OfNodes, metrics: Arc<Metrics>) -> Arc<SharedFacts> {
     let awaited = World::default().awaited();
     let first = Snapshot { facts: fixed.given.clone(), awaited };
     let asking = Arc::new(Semaphore::new(ASK_AT_ONCE));
@@ -94,8 +107,21 @@ pub fn start(client: &Client, fixed: Fixed, metrics: Arc<Metrics>) -> Arc<Shared
     });
     let (sender, receiver) = watch::channel(None);
     tokio::spawn(publish::run(client.clone(), receiver, Arc::clone(&metrics)));
-    let watches = watches(client, &fixed.own_namespace);
-    let keeper = Keeper { shared: Arc::clone(&shared), fixed, metrics, sender, said: None };
+    let mut watches = watches(client, &fixed.own_namespace);
+    let (nodes, nodes_to_ask) = watch::channel(Nodes::new());
+    let (ready, ready_nodes) = watch::channel(BTreeSet::new());
+    if of_nodes.lift_taint {
+        tokio::spawn(taint::run(client.clone(), ready_nodes, Arc::clone(&metrics)));
+    }
+    if let Some(port) = of_nodes.report_port {
+        let rounds = ask::rounds(nodes_to_ask, port, Arc::clone(&metrics));
+        let heard = rounds.map(|reports| -> Heard {
+            let change: Change = Box::new(move |world| world.reports = reports);
+            Heard { source: ENDPOINTS, change: Ok(change), refusal: None }
+        });
+        watches.push(heard.boxed());
+    }
+    let keeper = Keeper { shared: Arc::clone(&shared), fixed, metrics, sender, nodes, ready, said: None };
     tokio::spawn(keeper.run(watches));
     shared
 }
@@ -125,8 +151,10 @@ struct World {
     labelled: Listing<DnsService>,
     known: [Listing<DnsService>; 2],
     corefiles: [Listing<String>; 2],
-    host_searches: Listing<String>,
+    host_searches: Listing<SearchTexts>,
     resolvers: Listing<Resolvers>,
+    endpoints: Listing<Vec<Endpoint>>,
+    reports: Reports,
 }
 
 impl World {
@@ -143,9 +171,24 @@ impl World {
             corefiles: corefiles
                 .map(|(key, text)| (key.rsplit('/').next().unwrap_or(key).to_owned(), text.clone()))
                 .collect(),
-            host_searches: self.host_searches.current().values().next().cloned(),
+            host_searches: self.host_searches.current().values().next().cloned().unwrap_or_default(),
             resolvers: self.resolvers.current().values().next().copied(),
+            reports: self.reports.clone(),
         }
+    }
+
+    /// One address of each node's resolver; a node may have one in each family.
+    fn nodes(&self) -> Nodes {
+        let mut nodes = Nodes::new();
+        for endpoint in self.endpoints.current().values().flatten() {
+            nodes.entry(endpoint.node.clone()).or_insert(endpoint.address);
+        }
+        nodes
+    }
+
+    fn ready_nodes(&self) -> BTreeSet<String> {
+        let endpoints = self.endpoints.current().values().flatten();
+        endpoints.filter(|endpoint| endpoint.is_ready).map(|endpoint| endpoint.node.clone()).collect()
     }
 
     fn awaited(&self) -> Vec<&'static str> {
@@ -155,6 +198,7 @@ impl World {
             (COREFILE, self.corefiles.iter().all(Listing::answered)),
             (SEARCHES, self.host_searches.answered()),
             (DAEMON_SET, self.resolvers.answered()),
+            (ENDPOINTS, self.endpoints.answered()),
         ];
         answered.iter().filter(|(_, answered)| !answered).map(|(name, _)| *name).collect()
     }
@@ -184,6 +228,8 @@ fn watches(client: &Client, own_namespace: &str) -> SelectAll<BoxStream<'static,
     let [coredns, rke2_coredns] = COREFILES.map(system);
     let searches = Api::<ConfigMap>::namespaced(client.clone(), own_namespace);
     let daemon_sets = Api::<DaemonSet>::namespaced(client.clone(), KUBE_SYSTEM);
+    let slices = Api::<EndpointSlice>::namespaced(client.clone(), KUBE_SYSTEM);
+    let of_resolvers = everything().labels(&format!("kubernetes.io/service-name={RESOLVERS}"));
     select_all([
         hear(
             NAMESPACES,
@@ -210,7 +256,10 @@ fn watches(client: &Client, own_namespace: &str) -> SelectAll<BoxStream<'static,
             SEARCHES,
             watcher(searches, named(HOST_SEARCHES)),
             |world| &mut world.host_searches,
-            |map: &ConfigMap| map.data.as_ref()?.get(HOST_SEARCHES_KEY).cloned(),
+            |map: &ConfigMap| {
+                let text = |key: &str| map.data.as_ref()?.get(key).cloned();
+                Some(SearchTexts { all: text(HOST_SEARCHES_KEY), pools: text(POOL_SEARCHES_KEY) })
+            },
         ),
         hear(
             DAEMON_SET,
@@ -218,6 +267,7 @@ fn watches(client: &Client, own_namespace: &str) -> SelectAll<BoxStream<'static,
             |world| &mut world.resolvers,
             |set: &DaemonSet| set.status.as_ref().map(resolvers),
         ),
+        hear(ENDPOINTS, watcher(slices, of_resolvers), |world| &mut world.endpoints, endpoints),
     ])
 }
 
@@ -288,6 +338,25 @@ fn corefile(map: &ConfigMap) -> Option<String> {
     map.data.as_ref()?.get("Corefile").cloned()
 }
 
+/// A resolver's pod.
+#[derive(Debug)]
+struct Endpoint {
+    node: String,
+    address: IpAddr,
+    /// `serving`: `ready` is always true in slices of a Service that publishes addresses that are not.
+    is_ready: bool,
+}
+
+fn endpoints(slice: &EndpointSlice) -> Option<Vec<Endpoint>> {
+    let all = slice.endpoints.iter().filter_map(|endpoint| {
+        let address = endpoint.addresses.first()?.parse().ok()?;
+        let node = endpoint.node_name.clone().unwrap_or_else(|| format!("{address}"));
+        let is_ready = endpoint.conditions.as_ref().and_then(|all| all.serving).unwrap_or(false);
+        Some(Endpoint { node, address, is_ready })
+    });
+    Some(all.collect())
+}
+
 fn resolvers(status: &k8s_openapi::api::apps::v1::DaemonSetStatus) -> Resolvers {
     // Never negative by the API's rules.
     let number = |number: i32| u32::try_from(number).unwrap_or(0);
@@ -300,8 +369,10 @@ struct Keeper {
     fixed: Fixed,
     metrics: Arc<Metrics>,
     sender: watch::Sender<Option<Published>>,
+    nodes: watch::Sender<Nodes>,
+    ready: watch::Sender<BTreeSet<String>>,
     /// What was last said in the log.
-    said: Option<[String; 4]>,
+    said: Option<[String; 5]>,
 }
 
 impl Keeper {
@@ -345,6 +416,18 @@ impl Keeper {
     fn take(&mut self, world: &World) {
         let Fixed { given, own, local_addresses, .. } = &self.fixed;
         let awaited = world.awaited();
+        self.nodes.send_if_modified(|last| {
+            let nodes = world.nodes();
+            let new = *last != nodes;
+            *last = nodes;
+            new
+        });
+        self.ready.send_if_modified(|last| {
+            let ready = world.ready_nodes();
+            let new = *last != ready;
+            *last = ready;
+            new
+        });
         let found = find(given, &world.seen(), own, local_addresses);
         let old = self.shared.load();
         if old.facts == found.facts && old.awaited == awaited && self.said.is_some() {
@@ -375,12 +458,13 @@ impl Keeper {
             facts.cluster_domain.as_ref().map(ToString::to_string).unwrap_or_default(),
             facts.host_searches.as_deref().map(join).unwrap_or_default(),
             facts.resolvers.map(|all| all.to_string()).unwrap_or_default(),
+            facts.fail_open.to_string(),
         ];
         let mut origins = found.origins.iter().map(|(_, origin)| origin.to_string());
         let said = texts.map(|text| format!("{text} ({})", origins.next().unwrap_or_default()));
         if self.said.as_ref() != Some(&said) {
-            let [cluster_dns, cluster_domain, host_searches, resolvers] = &said;
-            tracing::info!(cluster_dns, cluster_domain, host_searches, resolvers, "facts");
+            let [cluster_dns, cluster_domain, host_searches, resolvers, fail_open] = &said;
+            tracing::info!(cluster_dns, cluster_domain, host_searches, resolvers, fail_open, "facts");
             self.said = Some(said);
         }
     }

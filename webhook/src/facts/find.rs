@@ -5,7 +5,9 @@
 //! | cluster DNS | flag; the Service labelled `k8s-app=kube-dns`; RKE2's or OpenShift's Service; own resolv.conf |
 //! | cluster domain | flag; own resolv.conf; Corefile of the cluster DNS |
 //! | host search domains | flag; ConfigMap `nodestub-host-searches` |
+//! | those of a node pool | flag; the same ConfigMap |
 //! | ready resolvers | flag; DaemonSet `nodestub-resolver` |
+//! | fail-open | flag; the nodes' reports |
 //! | namespaces | the watch |
 //!
 //! Several Services may carry the label (NodeLocal DNSCache adds `kube-dns-upstream`). `kube-system/kube-dns` is the
@@ -16,10 +18,11 @@ use std::fmt;
 use std::net::IpAddr;
 
 use super::corefile;
+use super::reports::judge;
 use super::resolv_conf::ResolvConf;
-use super::seen::{DNS_LABEL, DnsService, HOST_SEARCHES, RESOLVERS, Seen};
+use super::seen::{DNS_LABEL, DnsService, HOST_SEARCHES, POOL_SEARCHES_KEY, RESOLVERS, Seen};
 use crate::admit::names::MAX_CLUSTER_DOMAIN_BYTES;
-use crate::admit::{Domain, Facts, is_usable};
+use crate::admit::{Domain, Facts, FailOpen, PoolSearches, is_usable};
 use crate::args::or_none;
 
 /// The Service of the cluster DNS in most clusters.
@@ -65,11 +68,11 @@ pub struct Found {
     /// The facts.
     pub facts: Facts,
     /// The name of each fact in [`FACTS`]' order, and its origin.
-    pub origins: [(&'static str, Origin); 4],
+    pub origins: [(&'static str, Origin); 5],
 }
 
 /// Names of the facts that may be unknown, for metrics.
-pub const FACTS: [&str; 4] = ["cluster_dns", "cluster_domain", "host_searches", "resolvers"];
+pub const FACTS: [&str; 5] = ["cluster_dns", "cluster_domain", "host_searches", "resolvers", "fail_open"];
 
 /// Puts the facts together.
 #[must_use]
@@ -77,18 +80,24 @@ pub fn find(given: &Facts, seen: &Seen, own: &ResolvConf, local_addresses: &[IpA
     let (cluster_dns, dns_origin) = cluster_dns(given, seen, &own.cluster_dns(local_addresses));
     let (cluster_domain, domain_origin) = cluster_domain(given, seen, own);
     let (host_searches, searches_origin) = host_searches(given, seen);
+    let (pool_searches, searches_origin) = pool_searches(given, seen, searches_origin);
     let (resolvers, resolvers_origin) = match (given.resolvers, seen.resolvers) {
         (Some(given), _) => (Some(given), Origin::Flag),
         (None, Some(seen)) => (Some(seen), Origin::Object(format!("DaemonSet kube-system/{RESOLVERS}"))),
         (None, None) => (None, unknown(format!("there is no DaemonSet {RESOLVERS} in kube-system"))),
     };
-    let [dns, domain, searches, ready] = FACTS;
+    let (fail_open, fail_open_origin) = match &given.fail_open {
+        FailOpen::NotProven => judge(&seen.reports, resolvers, local_addresses),
+        vouched => (vouched.clone(), Origin::Flag),
+    };
+    let [dns, domain, searches, ready, falls_back] = FACTS;
     Found {
         facts: Facts {
             cluster_dns,
             cluster_domain,
             host_searches,
-            fail_open_everywhere: given.fail_open_everywhere,
+            pool_searches,
+            fail_open,
             resolvers,
             namespaces: seen.namespaces.clone(),
         },
@@ -97,6 +106,7 @@ pub fn find(given: &Facts, seen: &Seen, own: &ResolvConf, local_addresses: &[IpA
             (domain, domain_origin),
             (searches, searches_origin),
             (ready, resolvers_origin),
+            (falls_back, fail_open_origin),
         ],
     }
 }
@@ -177,13 +187,26 @@ fn host_searches(given: &Facts, seen: &Seen) -> (Option<Vec<Domain>>, Origin) {
     if let Some(searches) = &given.host_searches {
         return (Some(searches.clone()), Origin::Flag);
     }
-    let Some(text) = &seen.host_searches else {
+    let Some(text) = &seen.host_searches.all else {
         return (None, unknown(format!("there is no ConfigMap {HOST_SEARCHES}; give --host-search")));
     };
-    let words = text.split([' ', ',', '\n', '\t', '\r']).filter(|word| !word.is_empty());
+    // A single dot is what systemd-resolved writes for "none"; the kubelet passes over it too.
+    let words = text.split([' ', ',', '\n', '\t', '\r']).filter(|word| !["", "."].contains(word));
     match words.map(str::parse).collect::<Result<Vec<Domain>, _>>() {
         Ok(searches) => (Some(or_none(searches)), Origin::Object(format!("ConfigMap {HOST_SEARCHES}"))),
         Err(bad) => (None, unknown(format!("ConfigMap {HOST_SEARCHES}: {bad}"))),
+    }
+}
+
+/// Pools whose line cannot be read are as unknown as all others: the origin says why, and no pool is believed.
+fn pool_searches(given: &Facts, seen: &Seen, origin: Origin) -> (Vec<PoolSearches>, Origin) {
+    if !given.pool_searches.is_empty() {
+        return (given.pool_searches.clone(), origin);
+    }
+    let lines = seen.host_searches.pools.as_deref().unwrap_or_default().lines().map(str::trim);
+    match lines.filter(|line| !line.is_empty()).map(str::parse).collect::<Result<Vec<_>, String>>() {
+        Ok(pools) => (pools, origin),
+        Err(bad) => (Vec::new(), unknown(format!("ConfigMap {HOST_SEARCHES}, {POOL_SEARCHES_KEY}: {bad}"))),
     }
 }
 
@@ -193,6 +216,8 @@ fn unknown(why: String) -> Origin {
 
 #[cfg(test)]
 mod tests {
+    use super::super::reports::Report;
+    use super::super::seen::SearchTexts;
     use super::*;
     use crate::admit::Resolvers;
 
@@ -275,15 +300,45 @@ mod tests {
     #[test]
     fn tells_no_host_searches_from_unknown_ones() {
         let searches = |text: Option<&str>| {
-            let seen = Seen { host_searches: text.map(str::to_owned), ..Seen::default() };
+            let all = text.map(str::to_owned);
+            let seen = Seen { host_searches: SearchTexts { all, pools: None }, ..Seen::default() };
             let found = find(&Facts::default(), &seen, &ResolvConf::default(), &[]);
             found.facts.host_searches.map(|all| all.iter().map(ToString::to_string).collect::<Vec<_>>())
         };
         assert_eq!(searches(None), None);
         assert_eq!(searches(Some("")), Some(Vec::new()));
         assert_eq!(searches(Some("none\n")), Some(Vec::new()));
+        assert_eq!(searches(Some(".\n")), Some(Vec::new()));
         assert_eq!(searches(Some("a.example, b.example\n")).unwrap(), ["a.example", "b.example"]);
         assert_eq!(searches(Some("a.example bad_one")), None);
+    }
+
+    #[test]
+    fn reads_pools_and_believes_none_where_a_line_is_wrong() {
+        let found = |pools: &str, given: &Facts| {
+            let texts = SearchTexts { all: Some("a.example".to_owned()), pools: Some(pools.to_owned()) };
+            find(given, &Seen { host_searches: texts, ..Seen::default() }, &ResolvConf::default(), &[])
+        };
+        let good = found("\nnode-selector:pool=gpu:gpu.example\n label:bare:none\n", &Facts::default());
+        assert_eq!((good.facts.pool_searches.len(), good.origins[2].1.is_known()), (2, true));
+        let bad = found("node-selector:pool=gpu:gpu.example\ngpu\n", &Facts::default());
+        assert!(bad.facts.pool_searches.is_empty() && bad.origins[2].1.to_string().contains("pools"));
+        let given = Facts { pool_searches: good.facts.pool_searches[..1].to_vec(), ..Facts::default() };
+        assert_eq!(found("label:bare:none", &given).facts.pool_searches, given.pool_searches);
+    }
+
+    #[test]
+    fn believes_the_flag_before_the_nodes_reports() {
+        let local = ["169.254.20.10".parse().unwrap()];
+        let reports = [("a".to_owned(), Report::read("nodestub_fail_open 1\n"))].into();
+        let resolvers = Some(Resolvers { ready: 1, desired: 1 });
+        let seen = Seen { resolvers, reports, ..Seen::default() };
+        let fail_open =
+            |given: &Facts, seen: &Seen| find(given, seen, &ResolvConf::default(), &local).facts.fail_open;
+        assert_eq!(fail_open(&Facts::default(), &seen), FailOpen::At(local.to_vec()));
+        assert_eq!(fail_open(&Facts::default(), &Seen::default()), FailOpen::NotProven);
+        let vouched = Facts { fail_open: FailOpen::Everywhere, ..Facts::default() };
+        assert_eq!(fail_open(&vouched, &Seen::default()), FailOpen::Everywhere);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! ```text
 //! flags ─────────────────────────────┐
 //! cluster      watches ──> Seen ─────┤
+//! ask          nodes' reports ───────┤
 //! resolv_conf  our own ──────────────┴─> find() ─> Snapshot ─> SharedFacts ─> admit
 //!                                                      └─> publish: ConfigMap for the resolvers
 //! ```
@@ -10,16 +11,23 @@
 //! [`find()`] is pure. Decisions get one immutable [`Snapshot`] each; a new one takes its place as a whole. When the
 //! API server cannot be reached, nothing new is seen, and the last snapshot stays.
 //!
-//! Only [`cluster`] and [`publish`] need the Kubernetes client (feature `kube`).
+//! `taint` acts on what is seen: it takes a taint off nodes whose resolver is ready, where that is asked for.
+//!
+//! Only [`cluster`], `ask`, `taint` and [`publish`] need the Kubernetes client (feature `kube`).
 
+#[cfg(feature = "kube")]
+mod ask;
 #[cfg(feature = "kube")]
 pub mod cluster;
 pub mod corefile;
 pub mod find;
 #[cfg(feature = "kube")]
 pub mod publish;
+pub mod reports;
 pub mod resolv_conf;
 pub mod seen;
+#[cfg(feature = "kube")]
+mod taint;
 
 use std::fmt;
 use std::future::Future;

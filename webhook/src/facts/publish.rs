@@ -47,6 +47,11 @@ impl Published {
             ("cluster-dns-preferred", preferred),
             ("cluster-domain", domain),
             ("local-addresses", list(local_addresses)),
+            // For `explain`, which asks no node.
+            (
+                "fail-open",
+                if facts.fail_open.covers(local_addresses) { list(local_addresses) } else { String::new() },
+            ),
         ])))
     }
 
@@ -116,8 +121,11 @@ mod tests {
             "cluster-dns-preferred": "10.96.0.10",
             "cluster-domain": "k8s.example",
             "local-addresses": "169.254.20.10",
+            "fail-open": "",
         });
         assert_eq!(object["data"], data);
+        facts.fail_open = crate::admit::FailOpen::At(local.clone());
+        assert_eq!(Published::of(&facts, &local).unwrap().object()["data"]["fail-open"], "169.254.20.10");
         assert_eq!(object["metadata"], json!({"name": "nodestub-facts", "namespace": "kube-system"}));
         facts.cluster_domain = None;
         assert_eq!(Published::of(&facts, &local), None);

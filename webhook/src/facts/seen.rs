@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::reports::Reports;
 use crate::admit::{Namespace, Resolvers};
 
 /// The label of the cluster DNS Service, whatever it is called (kubeadm, kOps, k3s, GKE, EKS, AKS).
@@ -17,7 +18,9 @@ pub const COREFILES: [&str; 2] = ["coredns", "rke2-coredns-rke2-coredns"];
 pub const HOST_SEARCHES: &str = "nodestub-host-searches";
 /// Search domains between blanks or commas; empty when the nodes have none.
 pub const HOST_SEARCHES_KEY: &str = "searches";
-/// The resolvers' DaemonSet, in `kube-system`.
+/// The key there with the search domains of node pools that have others: one `PLACE:KEY[=VALUE]:DOMAINS` on each line.
+pub const POOL_SEARCHES_KEY: &str = "pools";
+/// The resolvers' DaemonSet and their headless Service, in `kube-system`.
 pub const RESOLVERS: &str = "nodestub-resolver";
 
 /// The watch of all namespaces.
@@ -31,8 +34,11 @@ pub const SEARCHES: &str = "host_searches";
 /// The watch of the resolvers' DaemonSet.
 pub const DAEMON_SET: &str = "resolvers";
 
+/// The watch of the resolvers' addresses.
+pub const ENDPOINTS: &str = "resolver_endpoints";
+
 /// Names of all watches, for metrics.
-pub const SOURCES: [&str; 5] = [NAMESPACES, DNS_SERVICES, COREFILE, SEARCHES, DAEMON_SET];
+pub const SOURCES: [&str; 6] = [NAMESPACES, DNS_SERVICES, COREFILE, SEARCHES, DAEMON_SET, ENDPOINTS];
 
 /// The cluster as it was seen last.
 #[derive(Debug, Clone, Default)]
@@ -45,10 +51,21 @@ pub struct Seen {
     pub known: BTreeMap<String, DnsService>,
     /// Corefiles of the cluster DNS, by the ConfigMap's name.
     pub corefiles: BTreeMap<String, String>,
-    /// The text in [`HOST_SEARCHES`].
-    pub host_searches: Option<String>,
+    /// The texts in [`HOST_SEARCHES`].
+    pub host_searches: SearchTexts,
     /// The resolvers' DaemonSet.
     pub resolvers: Option<Resolvers>,
+    /// What the nodes said when they were last asked.
+    pub reports: Reports,
+}
+
+/// What [`HOST_SEARCHES`] says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SearchTexts {
+    /// Of all nodes.
+    pub all: Option<String>,
+    /// Of pools that have others.
+    pub pools: Option<String>,
 }
 
 /// A Service that may be the cluster DNS's.
