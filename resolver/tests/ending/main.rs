@@ -288,7 +288,8 @@ fn after_any_end_a_start_serves_and_finds_the_same_rules_and_address_once() {
         assert!(node.net.output(command).unwrap().status.success());
     };
     nft("table inet deaf { chain in { type filter hook input priority 0; udp dport 53 drop; }; }");
-    assert_eq!(daemon.wait(HANG).unwrap().code(), Some(70));
+    let end = daemon.wait(HANG).unwrap_or_else(|error| panic!("{error}\n{}", node.state()));
+    assert_eq!(end.code(), Some(70));
     nft("delete table inet deaf");
     assert_eq!(node.state(), once);
     let _last = node.start();
