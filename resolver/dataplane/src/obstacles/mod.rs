@@ -12,7 +12,7 @@
 //! untracked, so no `ct state established accept` ever lets one pass, and a chain that ends in a drop needs a word for
 //! port 53 in both directions.
 //!
-//! Maybes that are not said, because they commonly are harmless ([`Truth::Unlikely`](value::Truth)):
+//! Maybes that are not said, because they commonly are harmless (`value::Truth::Unlikely`):
 //!
 //! | rule | why |
 //! | --- | --- |

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A socket of the host does not show it: its packets never come in, and are not forwarded. So a pair of devices of our own
-//! ([`pair`]) takes the query out and in again; a rule sends what comes in there past the question who listens, so that it can
+//! (`pair`) takes the query out and in again; a rule sends what comes in there past the question who listens, so that it can
 //! be tried while a resolver serves. The query comes from an address of the node, and not from one that we make up: every
 //! firewall and network policy lets a node ask its own cluster DNS, and its answer finds back from another node.
 //!
