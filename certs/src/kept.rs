@@ -242,6 +242,10 @@ impl Kept {
         let (issuer, ends) = (current.root().id, pair.leaf().not_after);
         let last = self.leaves_end.entry(issuer).or_insert(ends);
         *last = ends.max(*last);
+        if let Some(old) = &self.leaf {
+            // Of a CA that somebody else made, it is the last one that we know of.
+            self.leaves_end.entry(old.issuer).or_insert(old.pair.leaf().not_after);
+        }
         self.leaf = Some(KeptLeaf { material, pair: Arc::new(pair), issuer, missing: Vec::new() });
         Ok(())
     }

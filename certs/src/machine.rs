@@ -22,8 +22,8 @@
 //! 2. A CA that the API server trusts is taken from it only when its last leaf has ended, whoever published it.
 //! 3. Renewal begins at two thirds of a life or a little earlier, never later: with clocks apart by a quarter of a life,
 //!    a twelfth is left to serve the new one everywhere.
-//! 4. Nothing depends on who asks: several processes may follow the same advice at once, for every write is made only if
-//!    nothing has changed since it was decided (`webhook/src/certificates`).
+//! 4. Nothing depends on who asks, nor on how fresh what he knows is: every write is made only if what it changes is still
+//!    what was known of it, and whoever knows too little adopts first, which then fails (`webhook/src/certificates`).
 //!
 //! How long a CA has been trusted is measured by each process for itself, from when it saw it, so no clock of another
 //! is believed. Not here: keys, PEM, Kubernetes.
@@ -213,14 +213,15 @@ pub fn next(state: &State, plan: &Plan, now: SystemTime) -> Action {
     {
         return Action::Promote;
     }
+    // Before a leaf of the old CA: the sooner it is announced, the sooner it is trusted.
+    if coming.is_none() && is_due {
+        return Action::Announce { adopt: Vec::new() };
+    }
     if let Some(current) = current
         && state.leaf_is_due(current.id, now)
         && state.may_use(current.id, plan, now)
     {
         return Action::SignLeaf;
-    }
-    if coming.is_none() && is_due {
-        return Action::Announce { adopt: Vec::new() };
     }
     Action::Wait(state.soonest(plan, now))
 }

@@ -48,7 +48,7 @@ fn names() -> ServingNames {
 /// What happens after some time has passed.
 #[derive(Debug, Clone)]
 enum Event {
-    /// A process that may act decides, by what is written now.
+    /// A process that may act decides, by what it has heard.
     Decide(usize),
     /// It writes what it decided, if nothing has changed since.
     Write(usize),
@@ -97,6 +97,8 @@ struct Process {
     /// Milliseconds.
     ahead: i64,
     heard: Duration,
+    /// Of Secret and registration, as they were heard.
+    versions: (u64, u64),
     secret: Contents,
     sight: Sight,
     offered: Option<Arc<Pair>>,
@@ -169,9 +171,10 @@ impl World {
 
     fn hear(&mut self, process: usize) {
         let (at, now, hooks, secret) = (self.at(), self.clock(process), self.hooks(), self.secret.1.clone());
-        let time = self.time;
+        let (time, versions) = (self.time, (self.secret.0, self.bundle().1));
         let one = &mut self.processes[process];
         one.heard = time;
+        one.versions = versions;
         one.sight.see(hooks, at);
         if one.secret != secret {
             one.secret = secret;
@@ -194,43 +197,37 @@ impl World {
         }
     }
 
+    /// By what the process has heard, however long ago.
     fn decide(&mut self, process: usize) {
         let (at, now) = (self.at(), self.clock(process));
-        let (kept, _) = Kept::read(&self.secret.1, &[], now);
-        // What is written is read again before it is acted upon; since when it was so, only the watch can tell.
-        let hooks = self.hooks();
-        let by = (self.secret.0, self.bundle().1);
         let one = &mut self.processes[process];
-        one.sight.see(hooks, at);
+        let (kept, _) = Kept::read(&one.secret, &[], now);
         let action = next(&kept.state(Some(one.sight.registration(false, at))), &PLAN, now);
         let waits = matches!(action, Action::Wait(_));
-        let trusted = one.sight.roots();
+        let (by, trusted) = (one.versions, one.sight.roots());
         one.decided = (!waits).then_some(Decided { action, by, trusted, kept });
     }
 
+    /// Only over what was known when it was decided.
     fn write(&mut self, process: usize) {
         let now = self.clock(process);
         let Some(Decided { action, by, trusted, kept }) = self.processes[process].decided.take() else {
             return;
         };
         self.acted = self.time;
-        match &action {
-            Action::Publish(ids) => {
-                if by.1 != self.bundle().1 {
-                    return;
-                }
+        if let Action::Publish(ids) = &action {
+            if by.1 == self.bundle().1 {
                 let find = |id: &Id| kept.roots().find(|root| root.id == *id).unwrap();
                 self.set_bundle(text(ids.iter().map(find)), false);
+                self.done.push(action.label());
             }
-            _ => {
-                if by.0 != self.secret.0 {
-                    return;
-                }
-                let after = kept.after(&action, &trusted, &names(), &PLAN, now).unwrap();
-                self.set_secret(after.write());
-            }
+        } else if by.0 == self.secret.0 {
+            let after = kept.after(&action, &trusted, &names(), &PLAN, now).unwrap();
+            self.set_secret(after.write());
+            self.done.push(action.label());
         }
-        self.done.push(action.label());
+        // Whether it was written or refused: the answer tells, or is looked for.
+        self.hear(process);
     }
 
     /// Whether Secret and registration both tell the same: what is lost from one is still in the other. Who damages
