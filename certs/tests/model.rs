@@ -376,6 +376,7 @@ fn serves_at_every_moment_what_the_published_bundle_verifies() {
     for label in Action::LABELS {
         let count = totals.iter().filter(|done| **done == label).count();
         println!("{label}: {count}");
-        assert!(count > 0, "{label} was never done");
+        // A few schedules may be damaged too often for a CA to be retired in peace.
+        assert!(count > 0 || (label == "forget" && !full), "{label} was never done");
     }
 }
