@@ -1,5 +1,8 @@
 //! The store: a folder with `ca.crt`, `tls.crt` and `tls.key`, as cert-manager and Secret volumes lay them out.
 //!
+//! In a Secret volume each file is a link into `..data`, itself a link to the folder of one version. That link is followed
+//! once, and all three files are read behind it, so a volume that is exchanged meanwhile never gives a mixture.
+//!
 //! Each file is written beside its place and renamed into it, so that no reader ever sees half a file. The three
 //! renames are three steps: a reader that comes between them finds a key and a certificate of different pairs,
 //! refuses them ([`PairError::Mismatch`]), keeps what it has and looks again.
@@ -23,6 +26,9 @@ pub const KEY_FILE: &str = "tls.key";
 /// The largest file that is read, in bytes: the bound of a whole Secret (1 MiB,
 /// `MaxSecretSize` in Kubernetes' `pkg/apis/core/types.go`).
 pub const MAX_FILE_BYTES: u64 = 1024 * 1024;
+
+/// In a volume of Kubernetes: the link to the folder of the version that is in force; it is exchanged as a whole.
+const VERSION_LINK: &str = "..data";
 
 const KEY_MODE: u32 = 0o600;
 const CERTIFICATE_MODE: u32 = 0o644;
@@ -59,16 +65,30 @@ impl Folder {
         self.replace(CERTIFICATE_FILE, &material.certificate, CERTIFICATE_MODE)
     }
 
-    /// Reads the text of all three files; a missing `ca.crt` counts as empty.
+    /// Reads the text of all three files; a missing `ca.crt` counts as empty. In a volume of Kubernetes all three are of
+    /// the same version.
     ///
     /// # Errors
     /// Names the file that cannot be read.
     pub fn material(&self) -> Result<Material, FolderError> {
-        let authority = match self.text(AUTHORITY_FILE) {
+        let version = fs::read_link(self.path.join(VERSION_LINK)).ok();
+        let read = self.read_version(version.as_deref());
+        // Exchanged and removed while it was read: the new one is there in whole.
+        let newer = fs::read_link(self.path.join(VERSION_LINK)).ok();
+        if read.is_err() && newer != version { self.read_version(newer.as_deref()) } else { read }
+    }
+
+    fn read_version(&self, version: Option<&Path>) -> Result<Material, FolderError> {
+        let folder = version.map_or_else(|| self.path.clone(), |version| self.path.join(version));
+        let authority = match text(&folder, AUTHORITY_FILE) {
             Err(FolderError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Vec::new(),
             other => other?,
         };
-        Ok(Material { certificate: self.text(CERTIFICATE_FILE)?, key: self.text(KEY_FILE)?, authority })
+        Ok(Material {
+            certificate: text(&folder, CERTIFICATE_FILE)?,
+            key: text(&folder, KEY_FILE)?,
+            authority,
+        })
     }
 
     /// Reads and checks what lies in the folder.
@@ -85,19 +105,6 @@ impl Folder {
     /// Names the file and what is wrong with it.
     pub fn check(&self, material: &Material, now: SystemTime) -> Result<Pair, FolderError> {
         Pair::parse(material, now).map_err(|source| FolderError::Pair { folder: self.path.clone(), source })
-    }
-
-    fn text(&self, name: &str) -> Result<Vec<u8>, FolderError> {
-        let path = self.path.join(name);
-        let file = File::open(&path).map_err(|source| FolderError::new(Step::Open, &path, source))?;
-        let mut text = Vec::new();
-        file.take(MAX_FILE_BYTES + 1)
-            .read_to_end(&mut text)
-            .map_err(|source| FolderError::new(Step::Read, &path, source))?;
-        if text.len() as u64 > MAX_FILE_BYTES {
-            return Err(FolderError::TooLarge { path });
-        }
-        Ok(text)
     }
 
     fn replace(&self, name: &str, text: &[u8], mode: u32) -> Result<(), FolderError> {
@@ -126,6 +133,20 @@ impl Folder {
         }
         written
     }
+}
+
+/// Reads a file of a folder.
+fn text(folder: &Path, name: &str) -> Result<Vec<u8>, FolderError> {
+    let path = folder.join(name);
+    let file = File::open(&path).map_err(|source| FolderError::new(Step::Open, &path, source))?;
+    let mut text = Vec::new();
+    file.take(MAX_FILE_BYTES + 1)
+        .read_to_end(&mut text)
+        .map_err(|source| FolderError::new(Step::Read, &path, source))?;
+    if text.len() as u64 > MAX_FILE_BYTES {
+        return Err(FolderError::TooLarge { path });
+    }
+    Ok(text)
 }
 
 /// What was being done to a file.

@@ -1,8 +1,7 @@
-//! Makes a CA and serving certificates.
+//! Names, lifetimes, and a CA with a serving certificate in one go.
 //!
-//! [`issue`] does both at once and gives the [`Material`] that a store keeps; [`Authority`] is there for
-//! whoever signs several leaves with one CA. Everything is a function of its arguments, the time included;
-//! only the keys are random.
+//! [`issue`] gives the [`Material`] that a store keeps; [`Authority`] is there for whoever signs several leaves
+//! with one CA. Everything is a function of its arguments, the time included; only the keys are random.
 //!
 //! What always holds:
 //! 1. Keys are ECDSA P-256: every TLS client of Kubernetes takes them, and they are made in microseconds.
@@ -14,13 +13,11 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
-use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
-};
+use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use time::OffsetDateTime;
 
-use crate::pair::Material;
+use crate::authority::{Authority, AuthorityError};
+use crate::pair::{Material, PairError};
 
 /// How far back NotBefore lies: clocks of a cluster's nodes are allowed to differ by this much.
 pub const BACKDATE: Duration = Duration::from_secs(60 * 60);
@@ -92,83 +89,6 @@ impl Lifetimes {
     }
 }
 
-/// A CA with its key.
-pub struct Authority {
-    certificate: Certificate,
-    issuer: Issuer<'static, KeyPair>,
-    not_before: OffsetDateTime,
-    not_after: OffsetDateTime,
-}
-
-impl fmt::Debug for Authority {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Authority").field("not_after", &self.not_after).finish_non_exhaustive()
-    }
-}
-
-impl Authority {
-    /// Makes a CA with a new key.
-    ///
-    /// # Errors
-    /// When the lifetime does not fit into a certificate, or key or signature fail.
-    pub fn new(lifetime: Duration, now: SystemTime) -> Result<Self, IssueError> {
-        let (not_before, not_after) = validity(lifetime, now)?;
-        let key = new_key()?;
-        let mut params = CertificateParams::default();
-        // The moment is in the name, so that people can tell two CAs of a bundle apart.
-        params
-            .distinguished_name
-            .push(DnType::CommonName, format!("nodestub CA {}", not_before.unix_timestamp()));
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.not_before = not_before;
-        params.not_after = not_after;
-        let certificate =
-            params.self_signed(&key).map_err(|source| IssueError::Sign { certificate: "the CA", source })?;
-        Ok(Self { certificate, issuer: Issuer::new(params, key), not_before, not_after })
-    }
-
-    /// The CA's certificate as PEM: what goes into a `caBundle`.
-    #[must_use]
-    pub fn certificate_pem(&self) -> String {
-        self.certificate.pem()
-    }
-
-    /// Signs a serving certificate with a new key. Its validity is cut to the CA's.
-    ///
-    /// # Errors
-    /// When a name is not one, the lifetime does not fit, or key or signature fail.
-    pub fn sign(
-        &self,
-        names: &ServingNames,
-        lifetime: Duration,
-        now: SystemTime,
-    ) -> Result<Material, IssueError> {
-        let (not_before, not_after) = validity(lifetime, now)?;
-        let mut params = CertificateParams::new(names.dns_names()?).map_err(IssueError::Names)?;
-        params.subject_alt_names.extend(names.addresses.iter().copied().map(SanType::IpAddress));
-        // Fixed, for a Service's full name may be longer than the 64 bytes of a common name; clients read the SANs.
-        params.distinguished_name.push(DnType::CommonName, "nodestub-webhook");
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        params.use_authority_key_identifier_extension = true;
-        params.not_before = not_before.max(self.not_before);
-        params.not_after = not_after.min(self.not_after);
-        if params.not_after <= params.not_before {
-            return Err(IssueError::AuthorityExpired { not_after: self.not_after });
-        }
-        let key = new_key()?;
-        let certificate = params
-            .signed_by(&key, &self.issuer)
-            .map_err(|source| IssueError::Sign { certificate: "the serving certificate", source })?;
-        Ok(Material {
-            certificate: certificate.pem().into_bytes(),
-            key: key.serialize_pem().into_bytes(),
-            authority: self.certificate_pem().into_bytes(),
-        })
-    }
-}
-
 /// Makes a new CA and one serving certificate. The CA's key is thrown away with the call's end.
 ///
 /// # Errors
@@ -197,6 +117,10 @@ pub enum IssueError {
         /// The CA's end.
         not_after: OffsetDateTime,
     },
+    /// The CA that was made cannot be read.
+    Authority(Box<AuthorityError>),
+    /// The leaf that was made cannot be read.
+    Leaf(Box<PairError>),
     /// No key could be made.
     Key(rcgen::Error),
     /// The signature failed.
@@ -224,6 +148,8 @@ impl fmt::Display for IssueError {
             Self::AuthorityExpired { not_after } => {
                 write!(f, "the CA ended at {not_after}: make a new one first")
             }
+            Self::Authority(_) => f.write_str("the CA that was made cannot be read"),
+            Self::Leaf(_) => f.write_str("the certificate that was made cannot be read"),
             Self::Key(_) => f.write_str("making a key failed"),
             Self::Sign { certificate, .. } => write!(f, "signing {certificate} failed"),
         }
@@ -234,16 +160,21 @@ impl std::error::Error for IssueError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Names(source) | Self::Key(source) | Self::Sign { source, .. } => Some(source),
+            Self::Authority(source) => Some(source.as_ref()),
+            Self::Leaf(source) => Some(source.as_ref()),
             Self::Name { .. } | Self::Lifetime(_) | Self::AuthorityExpired { .. } => None,
         }
     }
 }
 
-fn new_key() -> Result<KeyPair, IssueError> {
+pub(crate) fn new_key() -> Result<KeyPair, IssueError> {
     KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(IssueError::Key)
 }
 
-fn validity(lifetime: Duration, now: SystemTime) -> Result<(OffsetDateTime, OffsetDateTime), IssueError> {
+pub(crate) fn validity(
+    lifetime: Duration,
+    now: SystemTime,
+) -> Result<(OffsetDateTime, OffsetDateTime), IssueError> {
     let bad = || IssueError::Lifetime(lifetime);
     if lifetime.is_zero() {
         return Err(bad());

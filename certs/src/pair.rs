@@ -5,6 +5,7 @@
 //! The names in errors (`tls.crt`, `tls.key`, `ca.crt`) are those of a Kubernetes TLS Secret and of its files.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -12,6 +13,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem};
 use rustls::sign::CertifiedKey;
 use time::OffsetDateTime;
+use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 /// The text of a serving certificate, its key and its CA, all PEM. Not checked.
@@ -67,6 +69,7 @@ impl Validity {
 pub struct Pair {
     key: Arc<CertifiedKey>,
     leaf: Validity,
+    names: Vec<String>,
     authorities: Vec<Validity>,
 }
 
@@ -77,8 +80,9 @@ impl Pair {
     /// The first thing that is wrong, with the name of the part that it is in.
     pub fn parse(material: &Material, now: SystemTime) -> Result<Self, PairError> {
         let chain = certificates("tls.crt", &material.certificate)?;
-        let Some(leaf) = chain.first() else { return Err(PairError::Empty { part: "tls.crt" }) };
-        let leaf = validity("tls.crt", leaf)?;
+        let Some(first) = chain.first() else { return Err(PairError::Empty { part: "tls.crt" }) };
+        let leaf = validity("tls.crt", first)?;
+        let names = names(first);
         let key = PrivateKeyDer::from_pem_slice(&material.key).map_err(|source| match source {
             pem::Error::NoItemsFound => PairError::Empty { part: "tls.key" },
             source => PairError::Pem { part: "tls.key", source },
@@ -98,13 +102,25 @@ impl Pair {
         if now > leaf.not_after {
             return Err(PairError::Expired { not_after: leaf.not_after });
         }
-        Ok(Self { key: Arc::new(key), leaf, authorities })
+        Ok(Self { key: Arc::new(key), leaf, names, authorities })
     }
 
     /// What rustls serves.
     #[must_use]
     pub fn certified_key(&self) -> &Arc<CertifiedKey> {
         &self.key
+    }
+
+    /// The serving certificate, then its intermediates.
+    #[must_use]
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.key.cert
+    }
+
+    /// The DNS names and IP addresses that the serving certificate is good for.
+    #[must_use]
+    pub fn names(&self) -> &[String] {
+        &self.names
     }
 
     /// When the serving certificate is valid.
@@ -198,7 +214,24 @@ fn certificates(part: &'static str, text: &[u8]) -> Result<Vec<CertificateDer<'s
         .map_err(|source| PairError::Pem { part, source })
 }
 
-fn validity(part: &'static str, der: &CertificateDer<'_>) -> Result<Validity, PairError> {
+/// Names that cannot be read are as if they were not there: no client will ask for them.
+pub(crate) fn names(der: &CertificateDer<'_>) -> Vec<String> {
+    let Ok((_, certificate)) = X509Certificate::from_der(der) else { return Vec::new() };
+    let Ok(Some(names)) = certificate.subject_alternative_name() else { return Vec::new() };
+    let text = |name: &GeneralName<'_>| match name {
+        GeneralName::DNSName(name) => Some((*name).to_owned()),
+        GeneralName::IPAddress(bytes) => {
+            let four = <[u8; 4]>::try_from(*bytes).map(IpAddr::from);
+            four.or_else(|_| <[u8; 16]>::try_from(*bytes).map(IpAddr::from))
+                .ok()
+                .map(|address| address.to_string())
+        }
+        _ => None,
+    };
+    names.value.general_names.iter().filter_map(text).collect()
+}
+
+pub(crate) fn validity(part: &'static str, der: &CertificateDer<'_>) -> Result<Validity, PairError> {
     let (_, certificate) = X509Certificate::from_der(der)
         .map_err(|cause| PairError::Certificate { part, cause: cause.to_string() })?;
     let moment = |seconds: i64| match u64::try_from(seconds) {

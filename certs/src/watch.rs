@@ -1,17 +1,24 @@
-//! Looks at the folder again and again, and swaps the pair that is served when a new good one lies there.
+//! Watches the folder, and swaps the pair that is served when a new good one lies there.
 //!
-//! [`Watcher::poll`] is one look, with the time as an argument; [`Watcher::spawn`] repeats it on a thread of its
-//! own (files are read blocking, and the executor is spared). Contents are compared, not times of change: a
-//! Secret volume swaps symbolic links, and a certificate that was not yet valid becomes so without any change.
+//! [`Watcher::poll`] is one look, with the time as an argument; [`Watcher::spawn`] looks on a thread of its own (files
+//! are read blocking, and the executor is spared) whenever the folder changes, and every so often besides. The folder
+//! is watched, not its files: a Secret volume swaps a symbolic link, and a watch on a file would see that once. The
+//! looks in between are for what no watch tells: network file systems, a folder that comes later, a certificate that
+//! was not yet valid. Contents are compared, not times of change.
 //!
 //! The last good pair stays whatever happens to the folder.
 
 use std::fmt;
 use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, SystemTime};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 
 use crate::folder::{Folder, FolderError};
 use crate::pair::{Material, Pair};
@@ -71,21 +78,28 @@ impl Watcher {
         }
     }
 
-    /// Looks every so often until the [`Watch`] is dropped, and reports each look that was not [`Outcome::Unchanged`].
+    /// Looks whenever the folder changes, and every so often, until the [`Watch`] is dropped; reports each look that
+    /// was not [`Outcome::Unchanged`].
     ///
     /// # Errors
-    /// When the system gives no thread.
+    /// When the system gives no thread or no pipe.
     pub fn spawn(
         mut self,
         every: Duration,
         mut report: impl FnMut(Outcome) + Send + 'static,
     ) -> io::Result<Watch> {
-        let (stop, stopped) = mpsc::channel::<()>();
+        let (stopped, stop) = io::pipe()?;
         let thread = Builder::new().name("certificates".to_owned()).spawn(move || {
-            while stopped.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
+            let mut changes = None;
+            loop {
+                // Armed before the look, so that nothing falls in between.
+                changes = changes.or_else(|| watch(self.folder.path()));
                 match self.poll(SystemTime::now()) {
                     Outcome::Unchanged => {}
                     outcome => report(outcome),
+                }
+                if waits(&stopped, &mut changes, every) == Woken::Stopped {
+                    return;
                 }
             }
         })?;
@@ -100,9 +114,53 @@ impl Watcher {
     }
 }
 
+#[derive(Debug, PartialEq, Eq)]
+enum Woken {
+    Stopped,
+    Look,
+}
+
+/// None where the system or the folder allows no watch: then there are the looks every so often.
+fn watch(folder: &Path) -> Option<OwnedFd> {
+    let changes = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).ok()?;
+    let what = WatchFlags::CREATE
+        | WatchFlags::CLOSE_WRITE
+        | WatchFlags::MOVED_TO
+        | WatchFlags::DELETE
+        | WatchFlags::DELETE_SELF
+        | WatchFlags::MOVE_SELF
+        | WatchFlags::ONLYDIR;
+    inotify::add_watch(&changes, folder, what).ok()?;
+    Some(changes)
+}
+
+/// Waits for the end, a change, or the time. A watch whose folder is gone is taken away.
+fn waits(stopped: &io::PipeReader, changes: &mut Option<OwnedFd>, every: Duration) -> Woken {
+    let time = Timespec::try_from(every).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
+    let mut all = vec![PollFd::new(stopped, PollFlags::IN)];
+    all.extend(changes.as_ref().map(|changes| PollFd::new(changes, PollFlags::IN)));
+    // An interrupted wait is a look more.
+    let _ = poll(&mut all, Some(&time));
+    if all.first().is_some_and(|end| !end.revents().is_empty()) {
+        return Woken::Stopped;
+    }
+    let Some(watched) = changes.as_ref() else { return Woken::Look };
+    let mut buffer = [MaybeUninit::uninit(); 4096];
+    let mut reader = inotify::Reader::new(watched, &mut buffer);
+    let mut is_gone = false;
+    while let Ok(event) = reader.next() {
+        let gone = ReadFlags::IGNORED | ReadFlags::DELETE_SELF | ReadFlags::MOVE_SELF;
+        is_gone |= event.events().intersects(gone);
+    }
+    if is_gone {
+        *changes = None;
+    }
+    Woken::Look
+}
+
 /// A watch that is running; dropping it ends it.
 pub struct Watch {
-    stop: Option<mpsc::Sender<()>>,
+    stop: Option<io::PipeWriter>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -206,12 +264,40 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let folder = Folder::new(home.path());
         folder.write(&material(SystemTime::now())).unwrap();
-        let (sender, outcomes) = mpsc::channel();
+        let (sender, outcomes) = std::sync::mpsc::channel();
         let watch = Watcher::new(folder, Resolver::empty())
             .spawn(Duration::from_millis(1), move |outcome| sender.send(outcome).unwrap())
             .unwrap();
         assert!(matches!(outcomes.recv().unwrap(), Outcome::Swapped(_)));
         drop(watch);
         assert!(outcomes.recv().is_err(), "the thread, and with it the sender, is gone");
+    }
+
+    #[test]
+    fn sees_every_swap_of_a_secret_volume_without_waiting_for_its_look() {
+        let home = tempfile::tempdir().unwrap();
+        // As kubelet lays out a volume: files are links into `..data`, which is a link that is exchanged.
+        let lay = |version: &str| {
+            Folder::new(home.path().join(version)).write(&material(SystemTime::now())).unwrap();
+            std::os::unix::fs::symlink(version, home.path().join("..new")).unwrap();
+            fs::rename(home.path().join("..new"), home.path().join("..data")).unwrap();
+        };
+        lay("..1");
+        for file in [CERTIFICATE_FILE, KEY_FILE, crate::folder::AUTHORITY_FILE] {
+            std::os::unix::fs::symlink(format!("..data/{file}"), home.path().join(file)).unwrap();
+        }
+        let (sender, outcomes) = std::sync::mpsc::channel();
+        let hours = HOUR * 24;
+        let watch = Watcher::new(Folder::new(home.path()), Resolver::empty())
+            .spawn(hours, move |outcome| sender.send(outcome).unwrap())
+            .unwrap();
+        assert!(matches!(outcomes.recv().unwrap(), Outcome::Swapped(_)));
+        for version in 2..6 {
+            lay(&format!("..{version}"));
+            let outcome = outcomes.recv_timeout(Duration::from_secs(30)).unwrap();
+            assert!(matches!(outcome, Outcome::Swapped(_)), "{version}: {outcome:?}");
+            fs::remove_dir_all(home.path().join(format!("..{}", version - 1))).unwrap();
+        }
+        drop(watch);
     }
 }

@@ -21,6 +21,9 @@ use tokio_util::task::TaskTracker;
 #[cfg(not(feature = "kube"))]
 use crate::args::ArgsError;
 use crate::args::{CertificatesArgs, DecisionArgs, FactsFrom, Settings};
+use crate::certificates::Source;
+#[cfg(feature = "kube")]
+use crate::certificates::keeper::Keeper;
 use crate::facts::SharedFacts;
 use crate::listen::{self, Limits, Port};
 use crate::metrics::Metrics;
@@ -80,19 +83,25 @@ pub fn run(settings: Settings) -> Result<(), Box<dyn Error>> {
 async fn serve(settings: Settings) -> Result<(), Box<dyn Error>> {
     let certificates = Resolver::empty();
     let metrics = Arc::new(Metrics::new(Arc::clone(&certificates)));
-    let _watch = watch_certificates(&settings, &certificates, &metrics)?;
+    // The first look comes before the sockets, so that the first handshake finds a certificate.
+    let _watch = match &settings.certificates {
+        Source::Folder(folder, every) => Some(watch_certificates(folder, *every, &certificates, &metrics)?),
+        Source::Secret(_) => None,
+    };
     let mut signals = Signals::new()?;
 
     let (admission, admin) = (bind(settings.listen).await?, bind(settings.admin_listen).await?);
     let (admission_address, admin_address) = (admission.local_addr()?, admin.local_addr()?);
     let facts = start_facts(&settings, &metrics).await?;
+    #[cfg(feature = "kube")]
+    let keeper = keep_certificates(&settings, &certificates, &facts, &metrics).await?;
     let shared = Shared::new(settings.policy, facts, Arc::clone(&metrics), Arc::clone(&certificates));
     let stop = CancellationToken::new();
     let connections = TaskTracker::new();
     let admission_port = Port {
         router: server::admission(Arc::clone(&shared)),
         tls: Some(listen::tls(certificates)?),
-        limits: Limits::default(),
+        limits: Limits { age: settings.connection_age, ..Limits::default() },
         metrics: Some(metrics),
     };
     let admin_port = Port {
@@ -114,6 +123,10 @@ async fn serve(settings: Settings) -> Result<(), Box<dyn Error>> {
     shared.stop();
     stop.cancel();
     tracing::info!(signal = name, "stopping");
+    #[cfg(feature = "kube")]
+    if let Some(keeper) = keeper {
+        keeper.stop().await;
+    }
     accepting.await?;
     connections.close();
     tokio::select! {
@@ -158,12 +171,30 @@ async fn start_facts(settings: &Settings, _: &Arc<Metrics>) -> Result<Arc<Shared
     }
 }
 
-fn watch_certificates(
+/// In a Secret they are kept up from here on, and served as soon as they are there.
+#[cfg(feature = "kube")]
+async fn keep_certificates(
     settings: &Settings,
+    certificates: &Arc<Resolver>,
+    facts: &Arc<SharedFacts>,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<Keeper>, AppError> {
+    let Source::Secret(secret) = &settings.certificates else { return Ok(None) };
+    let client = crate::facts::cluster::connect().await.map_err(AppError::Cluster)?;
+    // In a pod the host's name is the pod's; the number tells processes of one machine apart.
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let identity = format!("{}_{}", host.trim(), std::process::id());
+    let (certificates, facts, metrics) = (Arc::clone(certificates), Arc::clone(facts), Arc::clone(metrics));
+    Ok(Some(Keeper::start(&client, secret.clone(), &identity, certificates, facts, metrics)))
+}
+
+fn watch_certificates(
+    folder: &Path,
+    every: Duration,
     certificates: &Arc<Resolver>,
     metrics: &Arc<Metrics>,
 ) -> Result<Watch, AppError> {
-    let mut watcher = Watcher::new(Folder::new(&settings.certificates), Arc::clone(certificates));
+    let mut watcher = Watcher::new(Folder::new(folder), Arc::clone(certificates));
     let metrics = Arc::clone(metrics);
     let report = move |outcome: Outcome| match outcome {
         Outcome::Unchanged => {}
@@ -180,9 +211,8 @@ fn watch_certificates(
             }
         }
     };
-    // The first look comes before the sockets, so that the first handshake finds a certificate.
     report(watcher.poll(SystemTime::now()));
-    watcher.spawn(settings.certificates_poll, report).map_err(AppError::Watch)
+    watcher.spawn(every, report).map_err(AppError::Watch)
 }
 
 async fn bind(address: SocketAddr) -> Result<tokio::net::TcpListener, AppError> {

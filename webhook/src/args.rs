@@ -15,6 +15,8 @@ use crate::admit::{
     DnsOption, Domain, Facts, FailOpen, Fallback, Namespace, Overrides, PodSelector, Policy, PoolSearches,
     Resolvers, Share, is_usable,
 };
+use crate::certificates::args::SourceError;
+use crate::certificates::{CertificateArgs, Source};
 
 /// Points new pods at their node's DNS resolver.
 ///
@@ -92,13 +94,12 @@ pub struct ServeArgs {
     /// Where to serve /healthz, /readyz and /metrics, without TLS; port 0: any
     #[arg(long, env = "NODESTUB_ADMIN_LISTEN", value_name = "IP:PORT", default_value = "0.0.0.0:8081")]
     admin_listen: SocketAddr,
-    /// Folder with tls.crt, tls.key and ca.crt (required); new files are served without a restart
-    #[arg(long, env = "NODESTUB_CERTIFICATES", value_name = "DIR")]
-    certificates: Option<PathBuf>,
-    /// Milliseconds between two looks at that folder
-    #[arg(long, env = "NODESTUB_CERTIFICATES_POLL_MILLISECONDS", value_name = "N", default_value_t = 10_000,
-          value_parser = clap::value_parser!(u64).range(10..=3_600_000))]
-    certificates_poll_milliseconds: u64,
+    #[command(flatten)]
+    certificates: CertificateArgs,
+    /// Seconds after which a connection is ended, so that clients meet new certificates and new replicas
+    #[arg(long, env = "NODESTUB_CONNECTION_SECONDS", value_name = "N", default_value_t = 300,
+          value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    connection_seconds: u64,
     /// File to write the addresses to, once both are bound: lines `admission=IP:PORT` and `admin=IP:PORT`
     #[arg(long, env = "NODESTUB_PORTS_FILE", value_name = "FILE")]
     ports_file: Option<PathBuf>,
@@ -224,10 +225,10 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Where health and metrics are served.
     pub admin_listen: SocketAddr,
-    /// Where the certificates lie.
-    pub certificates: PathBuf,
-    /// The time between two looks at them.
-    pub certificates_poll: Duration,
+    /// Where the certificates come from.
+    pub certificates: Source,
+    /// How long a connection may live.
+    pub connection_age: Duration,
     /// Where to write the bound addresses.
     pub ports_file: Option<PathBuf>,
     /// How to log.
@@ -245,7 +246,12 @@ impl ServeArgs {
             return Err(ArgsError::NamespacesTwice);
         }
         given.namespaces = namespaces(self.namespaces.namespace, self.namespaces.namespace_annotation)?;
-        let Some(certificates) = self.certificates else { return Err(ArgsError::Missing("--certificates")) };
+        let domain = given.cluster_domain.as_ref().map(ToString::to_string);
+        let asks_cluster = self.facts_from == FactsFrom::Cluster;
+        let source = self.certificates.source(asks_cluster, &policy.own_namespace, domain);
+        let Some(certificates) = source.map_err(ArgsError::Certificates)? else {
+            return Err(ArgsError::Missing("--certificates"));
+        };
         Ok(Settings {
             policy,
             given,
@@ -256,7 +262,7 @@ impl ServeArgs {
             listen: self.listen,
             admin_listen: self.admin_listen,
             certificates,
-            certificates_poll: Duration::from_millis(self.certificates_poll_milliseconds),
+            connection_age: Duration::from_secs(self.connection_seconds),
             ports_file: self.ports_file,
             log_format: self.log_format,
         })
@@ -361,6 +367,8 @@ pub(crate) fn or_none(names: Vec<Domain>) -> Vec<Domain> {
 pub enum ArgsError {
     /// A required flag is missing.
     Missing(&'static str),
+    /// Flags about certificates contradict each other.
+    Certificates(SourceError),
     /// No namespace could have a search domain under it.
     LongClusterDomain(Domain),
     /// More local addresses than leave room for a fallback.
@@ -385,6 +393,7 @@ impl fmt::Display for ArgsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Missing(flag) => write!(f, "{flag} is missing; see --help"),
+            Self::Certificates(error) => error.fmt(f),
             Self::LongClusterDomain(domain) => write!(
                 f,
                 "--cluster-domain {domain} is longer than {MAX_CLUSTER_DOMAIN_BYTES} characters, so NAMESPACE.svc.DOMAIN would not always be a name"

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! Beside it: [`facts`] (what is known of the cluster, and how), [`args`] (flags to types), [`metrics`], [`explain`]
-//! (what `kubectl nodestub explain` says), [`policy`] (the same settings for clusters without a webhook), and [`app`], the one file of the webhook that knows every part.
+//! (what `kubectl nodestub explain` says), [`policy`] (the same settings for clusters without a webhook), [`certificates`]
+//! (our own, in a cluster), and [`app`], the one file of the webhook that knows every part.
 //!
 //! The Kubernetes client is there with the feature `kube`, which is on by default; without it facts come from flags.
 #![forbid(unsafe_code)]
@@ -19,6 +20,7 @@ pub mod admission;
 pub mod admit;
 pub mod app;
 pub mod args;
+pub mod certificates;
 pub mod explain;
 pub mod facts;
 pub mod listen;

@@ -3,9 +3,10 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use nodestub_certs::Resolver;
+use nodestub_certs::machine::Action;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
 use prometheus_client::metrics::counter::Counter;
@@ -96,6 +97,9 @@ pub struct Metrics {
     connection_failures: Counters,
     faults: Counter,
     certificate_loads: Counters,
+    certificate_actions: Counters,
+    certificate_action_failures: Counters,
+    certificate_leader: Gauge,
     watch_failures: Counters,
     publications: Counters,
     facts_known: Family<Label, Gauge>,
@@ -137,7 +141,30 @@ impl Metrics {
             "Looks at the certificates that found new ones, or failed",
             certificate_loads.clone(),
         );
+        let certificate_actions = counters("action", Action::LABELS);
+        registry.register(
+            "certificate_actions",
+            "What this replica did to rotate certificates",
+            certificate_actions.clone(),
+        );
+        let certificate_action_failures = counters("action", Action::LABELS);
+        drop(certificate_actions.get_or_create(&[("action", "mend")]));
+        for other in ["lease", "mend", "read", "request"] {
+            drop(certificate_action_failures.get_or_create(&[("action", other)]));
+        }
+        registry.register(
+            "certificate_action_failures",
+            "What this replica failed to do to rotate certificates; it is tried again",
+            certificate_action_failures.clone(),
+        );
+        let certificate_leader = Gauge::default();
+        registry.register(
+            "certificate_leader",
+            "Whether this replica rotates certificates",
+            certificate_leader.clone(),
+        );
         let watch_failures = counters("source", SOURCES);
+        drop(watch_failures.get_or_create(&[("source", "certificates")]));
         registry.register(
             "watch_failures",
             "Watches of the cluster that failed; what they told before is kept",
@@ -183,6 +210,9 @@ impl Metrics {
             connection_failures,
             faults,
             certificate_loads,
+            certificate_actions,
+            certificate_action_failures,
+            certificate_leader,
             watch_failures,
             publications,
             facts_known,
@@ -225,6 +255,21 @@ impl Metrics {
     pub fn certificates_loaded(&self, swapped: bool) {
         let result = if swapped { "swapped" } else { "failed" };
         self.certificate_loads.get_or_create(&[("result", result)]).inc();
+    }
+
+    /// Counts a step of a rotation.
+    pub fn certificate_action(&self, action: &'static str) {
+        self.certificate_actions.get_or_create(&[("action", action)]).inc();
+    }
+
+    /// Counts a step of a rotation that failed.
+    pub fn certificate_action_failed(&self, action: &'static str) {
+        self.certificate_action_failures.get_or_create(&[("action", action)]).inc();
+    }
+
+    /// Notes whether this replica rotates certificates.
+    pub fn certificates_led(&self, leads: bool) {
+        self.certificate_leader.set(i64::from(leads));
     }
 
     /// Counts a watch that failed.
@@ -276,7 +321,7 @@ fn counters<const N: usize>(name: &'static str, values: [&'static str; N]) -> Co
     family
 }
 
-/// Seconds until certificates end, told at the moment of the scrape.
+/// Seconds until certificates end, and whether the API server takes ours, told at the moment of the scrape.
 #[derive(Debug)]
 struct Expiry {
     certificates: Arc<Resolver>,
@@ -285,21 +330,35 @@ struct Expiry {
 impl Collector for Expiry {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let Some(pair) = self.certificates.current() else { return Ok(()) };
-        let now = SystemTime::now();
+        let (now, outlook) = (self.certificates.now(), self.certificates.outlook());
+        let known = outlook.authorities.iter().map(|(_, validity)| validity);
         // Of several CAs the one that ends last is what clients will still trust.
-        let authority = pair.authorities().iter().map(|one| one.seconds_left(now)).reduce(f64::max);
+        let authority =
+            pair.authorities().iter().chain(known).map(|one| one.seconds_left(now)).reduce(f64::max);
         let gauges = Family::<Label, Gauge<f64, AtomicU64>>::default();
         gauges.get_or_create(&[("certificate", "leaf")]).set(pair.leaf().seconds_left(now));
         if let Some(seconds) = authority {
             gauges.get_or_create(&[("certificate", "ca")]).set(seconds);
         }
-        let encoder = encoder.encode_descriptor(
-            "certificate_expiry_seconds",
-            "Seconds until the certificate ends; negative afterwards",
-            None,
-            gauges.metric_type(),
-        )?;
-        gauges.encode(encoder)
+        let help = "Seconds until the certificate ends; negative afterwards";
+        let metric =
+            encoder.encode_descriptor("certificate_expiry_seconds", help, None, gauges.metric_type())?;
+        gauges.encode(metric)?;
+
+        let each = Family::<[(&'static str, String); 1], Gauge<f64, AtomicU64>>::default();
+        for (name, validity) in &outlook.authorities {
+            each.get_or_create(&[("name", name.clone())]).set(validity.seconds_left(now));
+        }
+        let help = "Seconds until a CA ends that clients are told to trust; there are eight at most";
+        let metric = encoder.encode_descriptor("ca_expiry_seconds", help, None, each.metric_type())?;
+        each.encode(metric)?;
+
+        let Some(verdict) = &outlook.verdict else { return Ok(()) };
+        let trusted = Gauge::<i64>::default();
+        trusted.set(i64::from(verdict.is_ok()));
+        let help = "Whether the caBundle that is registered verifies the certificate that is served";
+        let metric = encoder.encode_descriptor("certificate_trusted", help, None, trusted.metric_type())?;
+        trusted.encode(metric)
     }
 }
 

@@ -9,7 +9,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -233,12 +233,17 @@ async fn ready(State(shared): State<Arc<Shared>>) -> Response {
         let text = format!("not known yet: {}", awaited.join(", "));
         return line(StatusCode::SERVICE_UNAVAILABLE, &text);
     }
-    match shared.certificates.current() {
-        None => line(StatusCode::SERVICE_UNAVAILABLE, "no certificate yet"),
-        Some(pair) if !pair.leaf().contains(SystemTime::now()) => {
-            line(StatusCode::SERVICE_UNAVAILABLE, "the certificate is out of its time")
+    let certificates = &shared.certificates;
+    match certificates.current() {
+        None => return line(StatusCode::SERVICE_UNAVAILABLE, "no certificate yet"),
+        Some(pair) if !pair.leaf().contains(certificates.now()) => {
+            return line(StatusCode::SERVICE_UNAVAILABLE, "the certificate is out of its time");
         }
-        Some(_) => line(StatusCode::OK, "ready"),
+        Some(_) => {}
+    }
+    match &certificates.outlook().verdict {
+        Some(Err(why)) => line(StatusCode::SERVICE_UNAVAILABLE, why),
+        Some(Ok(())) | None => line(StatusCode::OK, "ready"),
     }
 }
 

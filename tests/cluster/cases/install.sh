@@ -39,17 +39,17 @@ END
 
 # install [host-network|taint]: the steps of manifests/README.md, "Install".
 install() {
-    local ca
     kubectl apply -k "$INSTALL/${1:-base}" > /dev/null
-    rm -rf "$INSTALL/certs"
-    "$OUR_PROGRAMS/nodestub-webhook" certificates --folder "$INSTALL/certs" --cluster-domain "$CLUSTER_DOMAIN" > /dev/null
-    kubectl -n "$SYSTEM" create secret generic nodestub-webhook-certificates --from-file "$INSTALL/certs" > /dev/null
-    ca=$(base64 -w0 "$INSTALL/certs/ca.crt")
-    trust "$ca"
     # The node's resolv.conf has no search domains.
     kubectl -n "$SYSTEM" create configmap nodestub-host-searches --from-literal searches=none > /dev/null
     kubectl -n "$SYSTEM" rollout status deployment nodestub-webhook --timeout=150s > /dev/null
     kubectl -n kube-system rollout status daemonset nodestub-resolver --timeout=150s > /dev/null
+}
+
+# certificates_mode MODE: whose affair certificate and caBundle are from now on.
+certificates_mode() {
+    kubectl -n "$SYSTEM" set env deployment/nodestub-webhook "NODESTUB_CERTIFICATES_MODE=$1" > /dev/null
+    kubectl -n "$SYSTEM" rollout status deployment nodestub-webhook --timeout=150s > /dev/null
 }
 
 # trust CA: the API server believes the webhook by it.
@@ -381,13 +381,16 @@ test_no_webhook_that_is_dead_slow_or_wrong_stops_a_pod() {
     webhooks CONT
     wait_for "$PATIENCE" "an injected dry run" is_injecting
 
+    # The webhook would mend it at once: so it is told that somebody else fills it in.
+    certificates_mode provided
+    wait_for "$PATIENCE" "an injected dry run" is_injecting
     "$OUR_PROGRAMS/nodestub-webhook" certificates --folder "$INSTALL/others" > /dev/null
     trust "$(base64 -w0 "$INSTALL/others/ca.crt")"
     is_not_injecting() { ! is_injecting; }
     wait_for "$PATIENCE" "the API server to hear of another CA" is_not_injecting
     asker distrusted
     expect_equal "dnsPolicy while the certificate is wrong" "$(policy_of distrusted)" ClusterFirst
-    trust "$(base64 -w0 "$INSTALL/certs/ca.crt")"
+    certificates_mode self
     wait_for "$PATIENCE" "an injected dry run" is_injecting
 
     kubectl -n "$SYSTEM" scale deployment nodestub-webhook --replicas 0 > /dev/null

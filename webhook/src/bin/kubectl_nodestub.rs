@@ -1,4 +1,4 @@
-//! `kubectl-nodestub`: what `kubectl nodestub` runs. All of it is in the library's `explain`.
+//! `kubectl-nodestub`: what `kubectl nodestub` runs. All of it is in the library's `explain` and `certificates`.
 #![forbid(unsafe_code)]
 
 use std::error::Error;
@@ -18,6 +18,9 @@ fn main() -> ExitCode {
         // Help and version go to standard output, and are no failures.
         Err(CliError::Flags(error)) => error.exit(),
         Err(error) => {
+            if let CliError::Distrusted(shown) = &error {
+                print!("{shown}");
+            }
             let mut text = error.to_string();
             let mut cause = error.source();
             while let Some(error) = cause {

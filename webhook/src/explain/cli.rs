@@ -42,6 +42,11 @@ pub enum Command {
     ///
     /// Nothing is created or changed. Without --cluster, --kubeconfig or --context no cluster is asked.
     Explain(Box<ExplainArgs>),
+    /// Show the webhook's certificates, whom the API server trusts, and what comes next
+    ///
+    /// Fails when the API server does not trust the certificate.
+    #[cfg(feature = "kube")]
+    Certs(crate::certificates::show::CertsArgs),
 }
 
 /// What to explain.
@@ -90,7 +95,11 @@ struct Known {
 /// # Errors
 /// When the flags are wrong, the manifest cannot be read, or the cluster cannot be asked.
 pub fn run(words: &[String]) -> Result<String, CliError> {
-    let Cli { command: Command::Explain(args) } = Cli::try_parse_from(words).map_err(CliError::Flags)?;
+    let args = match Cli::try_parse_from(words).map_err(CliError::Flags)?.command {
+        Command::Explain(args) => args,
+        #[cfg(feature = "kube")]
+        Command::Certs(args) => return in_cluster::certs(&args),
+    };
     let text = read(&args.file)?;
     let subjects = subjects(&text).map_err(CliError::Manifest)?;
     let given = args.namespace.clone();
@@ -160,6 +169,7 @@ mod in_cluster {
 
     use super::*;
     use crate::admit::FailOpen;
+    use crate::certificates::show::{CertsArgs, show};
     use crate::facts::cluster::{ClusterError, Fixed, connect, look_once};
     use crate::facts::publish::{FACTS_CONFIG_MAP, FACTS_NAMESPACE};
     use crate::facts::{Origin, ResolvConf};
@@ -170,7 +180,8 @@ mod in_cluster {
     }
 
     async fn look(words: &[String], args: ExplainArgs) -> Result<Known, CliError> {
-        let client = client(&args).await.map_err(CliError::Cluster)?;
+        let client =
+            client(args.kubeconfig.as_ref(), args.context.as_ref()).await.map_err(CliError::Cluster)?;
         let own_namespace = args.decision.own_namespace().to_owned();
         let mut told = Vec::new();
         let decision = match config_map(&client, &own_namespace, SETTINGS_CONFIG_MAP).await {
@@ -209,13 +220,23 @@ mod in_cluster {
         Ok(Known { policy, facts: found.facts, told })
     }
 
-    async fn client(args: &ExplainArgs) -> Result<Client, ClusterError> {
-        if args.kubeconfig.is_none() && args.context.is_none() {
+    pub(super) fn certs(args: &CertsArgs) -> Result<String, CliError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let shown = runtime.map_err(CliError::Runtime)?.block_on(async {
+            let client = client(args.kubeconfig.as_ref(), args.context.as_ref()).await?;
+            show(&client, args).await
+        });
+        let shown = shown.map_err(CliError::Cluster)?;
+        if shown.is_good { Ok(shown.text) } else { Err(CliError::Distrusted(shown.text)) }
+    }
+
+    async fn client(kubeconfig: Option<&PathBuf>, context: Option<&String>) -> Result<Client, ClusterError> {
+        if kubeconfig.is_none() && context.is_none() {
             return connect().await;
         }
         let failed = |source| ClusterError::Kubeconfig(Box::new(source));
-        let options = KubeConfigOptions { context: args.context.clone(), ..KubeConfigOptions::default() };
-        let config = match &args.kubeconfig {
+        let options = KubeConfigOptions { context: context.cloned(), ..KubeConfigOptions::default() };
+        let config = match kubeconfig {
             None => Config::from_kubeconfig(&options).await,
             Some(file) => {
                 let read = Kubeconfig::read_from(file).map_err(failed)?;
@@ -260,8 +281,10 @@ mod in_cluster {
             }
         }
         let matches = Cli::command().try_get_matches_from(all).map_err(CliError::Settings)?;
-        let Command::Explain(args) = Cli::from_arg_matches(&matches).map_err(CliError::Settings)?.command;
-        Ok(args.decision)
+        match Cli::from_arg_matches(&matches).map_err(CliError::Settings)?.command {
+            Command::Explain(args) => Ok(args.decision),
+            Command::Certs(_) => Err(CliError::Args(ArgsError::NoClient)),
+        }
     }
 
     /// What the webhook sees from its place, and this machine does not.
@@ -340,6 +363,8 @@ pub enum CliError {
     Manifest(ManifestError),
     /// The system gave no event loop.
     Runtime(io::Error),
+    /// The API server does not trust the webhook; what is to be printed.
+    Distrusted(String),
     /// The cluster.
     #[cfg(feature = "kube")]
     Cluster(crate::facts::cluster::ClusterError),
@@ -356,6 +381,7 @@ impl fmt::Display for CliError {
             Self::Read { file, .. } => write!(f, "reading {} failed", file.display()),
             Self::Manifest(_) => f.write_str("there is nothing to explain"),
             Self::Runtime(_) => f.write_str("starting failed"),
+            Self::Distrusted(_) => f.write_str("the API server does not trust the webhook"),
             #[cfg(feature = "kube")]
             Self::Cluster(_) => f.write_str("the cluster cannot be asked"),
         }
@@ -365,7 +391,7 @@ impl fmt::Display for CliError {
 impl Error for CliError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            Self::Flags(_) | Self::Settings(_) => None,
+            Self::Flags(_) | Self::Settings(_) | Self::Distrusted(_) => None,
             Self::Args(source) => Some(source),
             Self::Read { source, .. } | Self::Runtime(source) => Some(source),
             Self::Manifest(source) => Some(source),

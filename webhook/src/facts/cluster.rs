@@ -475,7 +475,7 @@ fn join<T: fmt::Display>(all: &[T]) -> String {
 }
 
 /// An error with its causes.
-pub(super) fn in_one_line(error: &dyn Error) -> String {
+pub(crate) fn in_one_line(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -498,6 +498,13 @@ pub enum ClusterError {
     Kubeconfig(Box<kube::config::KubeconfigError>),
     /// No client can be made of what is known.
     Client(Box<kube::Error>),
+    /// An object cannot be read.
+    Read {
+        /// Its kind.
+        what: &'static str,
+        /// Why.
+        cause: Box<kube::Error>,
+    },
     /// One of the sources gave no list.
     Look {
         /// Which.
@@ -515,6 +522,7 @@ impl fmt::Display for ClusterError {
             ),
             Self::Kubeconfig(_) => f.write_str("the kubeconfig cannot be used"),
             Self::Client(_) => f.write_str("no client for the API server can be made"),
+            Self::Read { what, .. } => write!(f, "reading the {what} failed"),
             Self::Look { source_name, .. } => write!(f, "looking at the cluster's {source_name} failed"),
         }
     }
@@ -526,6 +534,7 @@ impl Error for ClusterError {
             Self::Config(source) => Some(source.as_ref()),
             Self::Kubeconfig(source) => Some(source.as_ref()),
             Self::Client(source) => Some(source.as_ref()),
+            Self::Read { cause, .. } => Some(cause.as_ref()),
             Self::Look { cause, .. } => Some(cause),
         }
     }

@@ -10,6 +10,10 @@
 #[cfg(feature = "kube")]
 pub(crate) mod api;
 pub(crate) mod client;
+#[cfg(feature = "kube")]
+pub(crate) mod garbage;
+#[cfg(feature = "kube")]
+pub(crate) mod load;
 
 use serde_json::{Value, json};
 
