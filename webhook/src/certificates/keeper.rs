@@ -277,7 +277,7 @@ impl Work {
                 Ok(pair) => match self.lacking(&pair) {
                     None => self.offer(&Arc::new(pair)),
                     Some(host) => {
-                        problems.push(format!("tls.crt is not good for {host}, which the API server calls"))
+                        problems.push(format!("tls.crt is not good for {host}, which the API server calls"));
                     }
                 },
                 Err(error) => problems.push(in_one_line(&error)),
@@ -300,7 +300,7 @@ impl Work {
                     problems,
                     "the Secret is not as it should be; the last good certificate is kept; {who}"
                 );
-                self.event(EventType::Warning, "CertificateRefused", "Load", problems.clone());
+                self.event(EventType::Warning, "CertificateRefused", "Load", &problems);
             }
             self.said.problems = problems;
         }
@@ -384,7 +384,7 @@ impl Work {
         if self.said.verdict != verdict {
             match &verdict {
                 Some(Err(why)) => {
-                    tracing::error!(why, "the API server would refuse the certificate that is served")
+                    tracing::error!(why, "the API server would refuse the certificate that is served");
                 }
                 Some(Ok(())) => tracing::info!("the API server trusts the certificate that is served"),
                 None => {}
@@ -543,7 +543,7 @@ impl Work {
         self.metrics.certificate_action(what);
         let (reason, note) = self.told_in_words(&action);
         tracing::info!(action = what, note, "certificates");
-        self.event(EventType::Normal, reason, "Rotate", note);
+        self.event(EventType::Normal, reason, "Rotate", &note);
         Ok(true)
     }
 
@@ -596,7 +596,7 @@ impl Work {
     }
 
     /// Sends an event about the Secret, and does not wait for it.
-    fn event(&self, type_: EventType, reason: &str, action: &str, note: String) {
+    fn event(&self, type_: EventType, reason: &str, action: &str, note: &str) {
         let Some(secret) = self.secret.object() else { return };
         let (recorder, regarding) = (self.recorder.clone(), secret.object_ref(&()));
         // The API takes 1024 bytes.

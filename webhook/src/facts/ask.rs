@@ -144,9 +144,13 @@ mod tests {
 
     #[tokio::test]
     async fn asks_every_node_and_takes_no_answer_for_silence() {
-        let port =
-            serve("127.0.0.1", 0, "HTTP/1.1 200 OK\r\n\r\nnodestub_fail_open{address=\"::1\"} 1\n").await;
-        serve("127.0.0.2", port, "HTTP/1.1 503 Not yet\r\n\r\nnodestub_fail_open 1\n").await;
+        let port = serve(
+            "127.0.0.1",
+            0,
+            "HTTP/1.1 200 OK\r\n\r\nnodestub_fail_open{address=\"::1\",state=\"works\"} 1\n",
+        )
+        .await;
+        serve("127.0.0.2", port, "HTTP/1.1 503 Not yet\r\n\r\nnodestub_fail_open{state=\"works\"} 1\n").await;
         serve("127.0.0.3", port, "not HTTP").await;
         serve("127.0.0.4", port, "HTTP/1.1 200 OK\r\n\r\nnodestub_ready 1\n").await;
         // Nobody listens on 127.0.0.5.
@@ -166,7 +170,8 @@ mod tests {
 
     #[tokio::test]
     async fn asks_anew_when_the_nodes_change_and_ends_when_nobody_tells_of_them() {
-        let port = serve("127.0.0.1", 0, "HTTP/1.1 200 OK\r\n\r\nnodestub_fail_open 1\n").await;
+        let port =
+            serve("127.0.0.1", 0, "HTTP/1.1 200 OK\r\n\r\nnodestub_fail_open{state=\"works\"} 1\n").await;
         let (sender, receiver) = watch::channel(Nodes::new());
         let metrics = Arc::new(Metrics::new(Resolver::empty()));
         let mut rounds = rounds(receiver, port, Arc::clone(&metrics));

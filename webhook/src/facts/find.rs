@@ -330,7 +330,7 @@ mod tests {
     #[test]
     fn believes_the_flag_before_the_nodes_reports() {
         let local = ["169.254.20.10".parse().unwrap()];
-        let reports = [("a".to_owned(), Report::read("nodestub_fail_open 1\n"))].into();
+        let reports = [("a".to_owned(), Report::read("nodestub_fail_open{state=\"works\"} 1\n"))].into();
         let resolvers = Some(Resolvers { ready: 1, desired: 1 });
         let seen = Seen { resolvers, reports, ..Seen::default() };
         let fail_open =

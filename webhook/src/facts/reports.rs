@@ -10,8 +10,11 @@ use std::net::IpAddr;
 use super::find::Origin;
 use crate::admit::{FailOpen, Resolvers};
 
-/// The gauge on a resolver's metrics page: 1 where fail-open works, 0 where it does not; label `address`.
+/// The gauge on a resolver's metrics page, one sample for each label `address` and `state`: 1 for the state that it is in,
+/// 0 for the others; [`WORKS`] is that in which a query of its own was answered.
 pub const METRIC: &str = "nodestub_fail_open";
+/// The state that counts.
+pub const WORKS: &str = "works";
 /// The most nodes that are asked; Kubernetes itself stays below 5000 (its "considerations for large clusters").
 pub const MAX_NODES: usize = 10_000;
 /// How many nodes are named where not all have said yes.
@@ -30,8 +33,8 @@ pub enum Report {
 pub type Reports = BTreeMap<String, Report>;
 
 impl Report {
-    /// Reads a metrics page (Prometheus's text format, 0.0.4, or OpenMetrics). Labels other than `address` do not
-    /// count; of several samples for an address all must say yes.
+    /// Reads a metrics page (Prometheus's text format, 0.0.4, or OpenMetrics). Only samples of state [`WORKS`] count, and of
+    /// their labels `address`; of several samples for an address all must say yes.
     #[must_use]
     pub fn read(page: &str) -> Self {
         let mut said: BTreeMap<Option<IpAddr>, bool> = BTreeMap::new();
@@ -46,6 +49,9 @@ impl Report {
                 None if rest.starts_with(' ') => ("", rest),
                 None => continue,
             };
+            if label(labels, "state") != Some(WORKS) {
+                continue;
+            }
             let value = value.split_whitespace().next().and_then(|text| text.parse::<f64>().ok());
             let Some(value) = value else { continue };
             let address = match label(labels, "address") {
@@ -120,8 +126,9 @@ mod tests {
     use super::*;
 
     const PAGE: &str = "# HELP nodestub_fail_open 1 where ...\n# TYPE nodestub_fail_open gauge\n\
-        nodestub_fail_open{address=\"169.254.20.10\",to=\"to 10.96.0.10\"} 1\n\
-        nodestub_fail_open{to=\"off, as { asked }\",address=\"10.96.0.10\"} 0\n\
+        nodestub_fail_open{address=\"169.254.20.10\",to=\"10.96.0.10\",state=\"works\"} 1\n\
+        nodestub_fail_open{address=\"169.254.20.10\",to=\"10.96.0.10\",state=\"broken\"} 0\n\
+        nodestub_fail_open{to=\"off, as { asked }\",address=\"10.96.0.10\",state=\"works\"} 0\n\
         nodestub_fail_open_tries_total{address=\"fd00::a\"} 1\nnodestub_ready 1\n";
 
     fn addresses(all: &[&str]) -> Vec<IpAddr> {
@@ -140,22 +147,25 @@ mod tests {
 
     #[test]
     fn takes_one_no_for_a_no_and_rubbish_for_silence() {
-        let twice = "nodestub_fail_open{address=\"::1\"} 1\nnodestub_fail_open{address=\"::1\",by=\"a\"} 0\n";
+        let twice = "nodestub_fail_open{address=\"::1\",state=\"works\"} 1\nnodestub_fail_open{address=\"::1\",by=\"a\",state=\"works\"} 0\n";
         assert!(!Report::read(twice).covers(&addresses(&["::1"])));
-        assert!(Report::read("nodestub_fail_open 1 1700000000\n").covers(&addresses(&["::1"])));
+        assert!(
+            Report::read("nodestub_fail_open{state=\"works\"} 1 1700000000\n").covers(&addresses(&["::1"]))
+        );
         for page in [
             "",
             "nodestub_fail_open",
             "nodestub_fail_open{ 1",
-            "nodestub_fail_open{address=\"x\"} 1",
-            "nodestub_fail_open{address=\"::1\"} yes",
-            "nodestub_fail_open{address=\"::1\"}",
+            "nodestub_fail_open{address=\"x\",state=\"works\"} 1",
+            "nodestub_fail_open{address=\"::1\",state=\"works\"} yes",
+            "nodestub_fail_open{address=\"::1\",state=\"works\"}",
         ] {
             assert!(matches!(Report::read(page), Report::Silent(_)), "{page:?}");
         }
         for value in ["NaN", "0", "2", "0.5", "+Inf", "-1"] {
             assert!(
-                !Report::read(&format!("nodestub_fail_open {value}\n")).covers(&addresses(&["::1"])),
+                !Report::read(&format!("nodestub_fail_open{{state=\"works\"}} {value}\n"))
+                    .covers(&addresses(&["::1"])),
                 "{value}"
             );
         }
@@ -169,7 +179,7 @@ mod tests {
             let (fact, origin) = judge(&reports, Some(Resolvers { ready: desired, desired }), &local);
             (fact, origin.to_string())
         };
-        let (yes, no) = (Report::read(PAGE), Report::read("nodestub_fail_open 0\n"));
+        let (yes, no) = (Report::read(PAGE), Report::read("nodestub_fail_open{state=\"works\"} 0\n"));
         assert_eq!(all(&[("a", yes.clone()), ("b", yes.clone())], 2).0, FailOpen::At(local.clone()));
         let (fact, why) = all(&[("a", yes.clone())], 2);
         assert!(fact == FailOpen::NotProven && why.contains("1 of 2 nodes report it"), "{why}");
