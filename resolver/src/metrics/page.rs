@@ -310,6 +310,24 @@ fn forward(page: &mut Page, tables: &Tables) {
     for (to, same) in &upstreams {
         page.sample(name, &[("to", to)], same.iter().map(|upstream| upstream.ignored_replies()).sum::<u64>());
     }
+    let name = "nodestub_upstream_stalled_connections_total";
+    page.family(name, "counter", "TCP connections to an upstream that fell silent and were replaced.");
+    for (to, same) in &upstreams {
+        let stalled: u64 = same.iter().map(|upstream| upstream.stalled_connections()).sum();
+        page.sample(name, &[("to", to)], stalled);
+    }
+    let name = "nodestub_upstream_smoothed_seconds";
+    page.family(name, "gauge", "How long an upstream usually takes to answer.");
+    for (to, same) in &upstreams {
+        if let Some(smoothed) = same.iter().filter_map(|upstream| upstream.smoothed_rtt()).max() {
+            page.sample(name, &[("to", to)], smoothed.as_secs_f64());
+        }
+    }
+    let help =
+        "Questions that a second upstream was asked too, because the first was silent for longer than usual.";
+    page.single("nodestub_hedges_total", "counter", help, total(&|f| f.hedges()[0]));
+    let help = "Questions that would have been hedged, had there been a budget left.";
+    page.single("nodestub_hedges_refused_total", "counter", help, total(&|f| f.hedges()[1]));
     let name = "nodestub_upstream_looped";
     page.family(name, "gauge", "1 where an upstream sends our queries back to us and is not asked.");
     for (to, same) in &upstreams {
@@ -397,6 +415,8 @@ fn process(page: &mut Page, shared: &Shared, facts: &Facts) {
     page.single("nodestub_misses_under_way", "gauge", help, shared.misses_under_way());
     let help = "Queries that waited for the answer to the same question of another client.";
     page.single("nodestub_coalesced_total", "counter", help, shared.resolver.coalescer.joined.get());
+    let help = "Different questions that upstreams are being asked, now.";
+    page.single("nodestub_questions_under_way", "gauge", help, shared.resolver.coalescer.len());
     let help = "Replies that the kernel refused to send.";
     page.single("nodestub_replies_refused_total", "counter", help, drops.replies.get());
     let help = "TCP connections closed at once because there were too many.";
