@@ -14,7 +14,7 @@ use super::counters::{
     DROPPED, DURATION_BOUNDS, Lane, Protocol, RCODES, RouteCounters, SIZE_BOUNDS, Source, TYPES,
 };
 use super::text::{Label, Page};
-use crate::listen::Shared;
+use crate::listen::{Shared, overflow};
 use crate::node::SetupErrors;
 use crate::tables::Tables;
 
@@ -420,7 +420,17 @@ fn process(page: &mut Page, shared: &Shared, facts: &Facts) {
     let help = "Replies that the kernel refused to send.";
     page.single("nodestub_replies_refused_total", "counter", help, drops.replies.get());
     let help = "TCP connections closed at once because there were too many.";
-    page.single("nodestub_tcp_rejected_total", "counter", help, drops.connections.get());
+    let clients = &shared.clients;
+    page.single("nodestub_tcp_rejected_total", "counter", help, clients.rejected_connections.get());
+    let help = "TCP connections closed at once because their client had too many.";
+    page.single("nodestub_tcp_greedy_total", "counter", help, clients.greedy_connections.get());
+    let help = "TCP connections closed because their client was silent for too long, or did not read.";
+    page.single("nodestub_tcp_timed_out_total", "counter", help, clients.timed_out.get());
+    let help = "Queries refused because too many of their client waited for an upstream.";
+    page.single("nodestub_misses_refused_total", "counter", help, clients.refused_misses.get());
+    let help = "UDP queries that the kernel dropped because a socket's queue was full.";
+    let addresses: Vec<_> = shared.tables.load().listeners.keys().copied().collect();
+    page.single("nodestub_udp_overflows_total", "counter", help, overflow::dropped(&addresses));
     let help = "TCP connections of clients, now.";
     page.single("nodestub_tcp_connections", "gauge", help, shared.open_connections.load(Relaxed));
     let help = "Lines of the query log dropped because the writer was behind.";
