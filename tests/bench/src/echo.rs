@@ -43,3 +43,21 @@ pub(crate) fn blocking(address: SocketAddr) -> Result<(), String> {
         drop(socket.send_to(message, peer));
     }
 }
+
+/// Keeps every CPU busy, until it is killed.
+///
+/// # Errors
+/// Never; it does not return.
+pub(crate) fn keep_busy() -> Result<(), String> {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    for _ in 1..cpus {
+        std::thread::spawn(|| {
+            loop {
+                std::hint::spin_loop();
+            }
+        });
+    }
+    loop {
+        std::hint::spin_loop();
+    }
+}

@@ -72,6 +72,8 @@ enum Role {
     BatchedEcho { address: SocketAddr },
     #[command(hide = true)]
     BlockingEcho { address: SocketAddr },
+    #[command(hide = true)]
+    Hog,
 }
 
 fn main() -> ExitCode {
@@ -80,6 +82,7 @@ fn main() -> ExitCode {
         Some(Role::Upstream { address }) => answers::serve(address),
         Some(Role::BatchedEcho { address }) => echo::batched(address),
         Some(Role::BlockingEcho { address }) => echo::blocking(address),
+        Some(Role::Hog) => echo::keep_busy(),
         None => match isolate() {
             Ok(Isolation::Finished(code)) => return ExitCode::from(u8::try_from(code).unwrap_or(1)),
             Ok(Isolation::Inside) => measure(&arguments),

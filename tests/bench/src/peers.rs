@@ -24,6 +24,8 @@ pub(crate) enum Peer {
     BlockingEcho,
     /// This resolver.
     Nodestub,
+    /// This resolver, with the right to run before all others (`SCHED_RR`).
+    NodestubFirst,
     /// The engine of NodeLocal DNSCache.
     CoreDns,
     /// NodeLocal DNSCache itself.
@@ -55,10 +57,11 @@ pub(crate) struct Setting<'a> {
 }
 
 impl Peer {
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::BatchedEcho,
         Self::BlockingEcho,
         Self::Nodestub,
+        Self::NodestubFirst,
         Self::CoreDns,
         Self::NodeCache,
         Self::Unbound,
@@ -79,6 +82,7 @@ impl Peer {
             Self::BatchedEcho => "echo",
             Self::BlockingEcho => "echo-blocking",
             Self::Nodestub => "nodestub",
+            Self::NodestubFirst => "nodestub-rr",
             Self::CoreDns => "coredns",
             Self::NodeCache => "node-cache",
             Self::Unbound => "unbound",
@@ -93,7 +97,7 @@ impl Peer {
     fn program(self, programs: &Programs) -> PathBuf {
         match self {
             Self::BatchedEcho | Self::BlockingEcho => std::env::current_exe().unwrap_or_default(),
-            Self::Nodestub => programs.resolver.clone(),
+            Self::Nodestub | Self::NodestubFirst => programs.resolver.clone(),
             Self::CoreDns => programs.coredns.clone(),
             Self::NodeCache => "node-cache".into(),
             Self::Unbound => "unbound".into(),
@@ -132,6 +136,7 @@ impl Peer {
     pub(crate) fn why_not(self, workload: Workload) -> Option<&'static str> {
         match self {
             Self::BatchedEcho | Self::BlockingEcho if !workload.suits_echo() => Some("it keeps nothing"),
+            Self::NodestubFirst if workload != Workload::Hog => Some("it makes no difference there"),
             Self::PowerDns | Self::Knot | Self::Dnsmasq if workload.by_tcp() => {
                 Some("it has no setting for an upstream by TCP without TLS")
             }
@@ -146,7 +151,13 @@ impl Peer {
     pub(crate) fn command(self, setting: &Setting<'_>) -> std::io::Result<Command> {
         let folder = setting.folder;
         let threads = setting.workload.threads();
-        let mut command = pinned(self.program(setting.programs), setting.cpu);
+        let program = self.program(setting.programs);
+        let mut command = pinned(&program, setting.cpu);
+        if self == Self::NodestubFirst {
+            // Replaces itself by the program.
+            command = Command::new("chrt");
+            command.args(["--rr", "1"]).arg(&program);
+        }
         command.current_dir(folder).env("GOMAXPROCS", threads.to_string());
         let file = |name: &str, text: &str| {
             let path = folder.join(name);
@@ -155,7 +166,7 @@ impl Peer {
         match self {
             Self::BatchedEcho => command.args(["batched-echo", &format!("{SERVER}:53")]),
             Self::BlockingEcho => command.args(["blocking-echo", &format!("{SERVER}:53")]),
-            Self::Nodestub => {
+            Self::Nodestub | Self::NodestubFirst => {
                 command.arg("--handover=").arg("--conf").arg(file("Corefile", &corefile(setting.workload))?)
             }
             Self::CoreDns => command.arg("-conf").arg(file("Corefile", &corefile(setting.workload))?),

@@ -63,7 +63,7 @@ impl Report<'_> {
         text.push_str(match workload {
             Workload::Memory => "| server | idle MiB | with the names MiB | not answered |\n| --- | --- | --- | --- |\n",
             Workload::Burst => "| server | lost of 2,000, most of all rounds |\n| --- | --- |\n",
-            Workload::Steady => "| server | CPU µs | × echo-blocking | p50 µs | p99 µs | lost |\n| --- | --- | --- | --- | --- | --- |\n",
+            Workload::Steady | Workload::Hog => "| server | CPU µs | × echo-blocking | p50 µs | p99 µs | lost |\n| --- | --- | --- | --- | --- | --- |\n",
             _ => "| server | q/s | CPU µs | × echo | lost |\n| --- | --- | --- | --- | --- |\n",
         });
         for &peer in self.versions.keys() {
@@ -81,7 +81,7 @@ impl Report<'_> {
                     .map_or_else(|| "–".to_owned(), |value| format!("{value:.digits$}"))
             };
             let cpu = value(|sample| Some(sample.cpu_per_query), 2);
-            let base = if workload == Workload::Steady { Peer::BlockingEcho } else { Peer::BatchedEcho };
+            let base = if workload.is_steady() { Peer::BlockingEcho } else { Peer::BatchedEcho };
             let ratio = self
                 .ratio(workload, peer, base, |sample| Some(sample.cpu_per_query))
                 .map_or_else(|| "–".to_owned(), |ratio| format!("{ratio:.2}"));
@@ -94,7 +94,7 @@ impl Report<'_> {
                     writeln!(text, "| {name} | {idle} | {full} | {lost} |")
                 }
                 Workload::Burst => writeln!(text, "| {name} | {lost} |"),
-                Workload::Steady => {
+                Workload::Steady | Workload::Hog => {
                     let (p50, p99) = (
                         value(|sample| sample.p50.map(f64::from), 0),
                         value(|sample| sample.p99.map(f64::from), 0),
@@ -108,7 +108,9 @@ impl Report<'_> {
             };
         }
         for &peer in self.versions.keys() {
-            if let Some(why) = peer.why_not(workload).filter(|_| !peer.is_echo()) {
+            if let Some(why) =
+                peer.why_not(workload).filter(|_| !peer.is_echo() && peer != Peer::NodestubFirst)
+            {
                 let _ = writeln!(text, "\n{}: {why}.", peer.name());
             }
         }
@@ -125,7 +127,10 @@ impl Report<'_> {
         let cpu = |sample: &Sample| Some(sample.cpu_per_query);
         let p99 = |sample: &Sample| sample.p99.map(f64::from);
         let best = |workload, what: fn(&Sample) -> Option<f64>| {
-            let rivals = self.versions.keys().filter(|peer| !peer.is_echo() && **peer != ours);
+            let rivals = self
+                .versions
+                .keys()
+                .filter(|peer| !peer.is_echo() && !matches!(peer, Peer::Nodestub | Peer::NodestubFirst));
             rivals.filter_map(|peer| self.ratio(workload, ours, *peer, what)).max_by(f64::total_cmp)
         };
         let largest = |what: fn(&Sample) -> u64, workload| {

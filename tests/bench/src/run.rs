@@ -189,6 +189,19 @@ impl Scene<'_> {
         sleep(REST);
         let idle_kib = resident(&daemon)?;
 
+        let _hog = match self.workload {
+            Workload::Hog => {
+                let mut hog = Command::new(std::env::current_exe().map_err(|error| text(&error))?);
+                Some(
+                    net.spawn({
+                        hog.arg("hog");
+                        hog
+                    })
+                    .map_err(|error| text(&error))?,
+                )
+            }
+            _ => None,
+        };
         let output = folder.path().join("dnsperf");
         let names = |end: &str| self.names.join(format!("{}.{end}", self.workload.name()));
         let load = |names: &Path, seconds, rate, latencies| {
@@ -213,7 +226,7 @@ impl Scene<'_> {
                 sample.answered_percent = 100.0;
             }
             _ => {
-                let steady = self.workload == Workload::Steady;
+                let steady = self.workload.is_steady();
                 let before = cpu_time(&daemon)?;
                 let seconds = Some(self.plan.seconds);
                 let outcome = load(&names("names"), seconds, steady.then_some(STEADY_RATE), steady)?;

@@ -36,6 +36,8 @@ pub(crate) enum Workload {
     Mix,
     /// Cached, at a fixed rate, two threads, and nobody bound to a CPU.
     Steady,
+    /// As [`Self::Steady`], beside processes that never sleep.
+    Hog,
     /// Cached, as fast as it goes, two threads, and nobody bound to a CPU.
     TwoThreads,
     /// What is resident: idle, then with [`HELD`] names.
@@ -45,13 +47,14 @@ pub(crate) enum Workload {
 }
 
 impl Workload {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Hits,
         Self::Denials,
         Self::MissesUdp,
         Self::MissesTcp,
         Self::Mix,
         Self::Steady,
+        Self::Hog,
         Self::TwoThreads,
         Self::Memory,
         Self::Burst,
@@ -66,6 +69,7 @@ impl Workload {
             Self::MissesTcp => "misses-tcp",
             Self::Mix => "mix",
             Self::Steady => "steady",
+            Self::Hog => "hog",
             Self::TwoThreads => "two-threads",
             Self::Memory => "memory",
             Self::Burst => "burst",
@@ -81,6 +85,7 @@ impl Workload {
             Self::MissesTcp => "Misses, upstream by TCP, saturated, one CPU",
             Self::Mix => "Nine hits to one miss by UDP, saturated, one CPU",
             Self::Steady => "Cached hits at 10,000 q/s, two threads, client and server free to float",
+            Self::Hog => "Cached hits at 10,000 q/s, beside a process that keeps every CPU busy",
             Self::TwoThreads => "Cached hits, saturated, two threads, client and server free to float",
             Self::Memory => "Resident memory: idle, and with 100,000 cached names",
             Self::Burst => "2,000 queries at once, after a second of silence",
@@ -92,6 +97,11 @@ impl Workload {
         self != Self::Memory
     }
 
+    /// Whether queries come at [`STEADY_RATE`], and how long answers take is of interest.
+    pub(crate) fn is_steady(self) -> bool {
+        matches!(self, Self::Steady | Self::Hog)
+    }
+
     /// Threads of the server.
     pub(crate) fn threads(self) -> u32 {
         if self.floats() { 2 } else { 1 }
@@ -99,7 +109,7 @@ impl Workload {
 
     /// Whether client and server may use all CPUs.
     pub(crate) fn floats(self) -> bool {
-        matches!(self, Self::Steady | Self::TwoThreads)
+        matches!(self, Self::Steady | Self::Hog | Self::TwoThreads)
     }
 
     /// Whether the upstream is asked by TCP.
@@ -121,7 +131,7 @@ impl Workload {
         let once = |zone| (0..ONCE).map(move |number| format!("once{number}.{zone} A"));
         let first = |zone| (0..2_000).map(move |number| format!("oncefirst{number}.{zone} A"));
         match self {
-            Self::Hits | Self::Steady | Self::TwoThreads | Self::Burst => {
+            Self::Hits | Self::Steady | Self::Hog | Self::TwoThreads | Self::Burst => {
                 write(warm_up, kept(CLUSTER))?;
                 write(measured, kept(CLUSTER))
             }
