@@ -82,20 +82,27 @@ pub struct Answered {
 impl Resolver {
     /// Answers a query, and returns the packet of the reply.
     pub async fn resolve(&self, miss: Miss) -> Vec<u8> {
-        let Miss { packet, query, route, client, protocol, received } = miss;
+        let Miss { query, route, protocol, .. } = &miss;
         if query.qtype == rtype::HINFO && self.secret_label.is_first_of(query.name.as_bytes()) {
             // The watchdog's: it has come the whole way, and is nobody's business.
-            return write_reply(
-                packet,
-                &query,
-                &Answered::bare(Rcode::NOERROR),
-                size_limit(&query, protocol),
-            );
+            let limit = size_limit(query, *protocol);
+            return write_reply(miss.packet, &miss.query, &Answered::bare(Rcode::NOERROR), limit);
         }
-        let answered = AssertUnwindSafe(self.answer(&query, &route, protocol)).catch_unwind().await;
+        let answered = AssertUnwindSafe(self.answer(query, route, *protocol)).catch_unwind().await;
         let answered = answered.unwrap_or_else(|_| self.after_a_panic());
+        self.finish(miss, &answered)
+    }
+
+    /// Answers a query for which there is no room, and returns the packet of the reply.
+    pub fn refuse(&self, miss: Miss) -> Vec<u8> {
+        self.finish(miss, &Answered::bare(Rcode::REFUSED))
+    }
+
+    /// Builds the reply, counts it, and logs it where the Corefile says so.
+    fn finish(&self, miss: Miss, answered: &Answered) -> Vec<u8> {
+        let Miss { packet, query, route, client, protocol, received } = miss;
         let request_bytes = packet.len();
-        let reply = write_reply(packet, &query, &answered, size_limit(&query, protocol));
+        let reply = write_reply(packet, &query, answered, size_limit(&query, protocol));
         let lane = route.counters.slow();
         let observation = Observation {
             protocol,

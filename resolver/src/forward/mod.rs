@@ -5,6 +5,7 @@
 //!                                     │ 2 s each
 //!                                     ▼
 //!                                  Upstream
+//!                                     ├─ hedge: a second one when the first is silent for longer than usual (`rtt`)
 //!                                     ├─ udp: a rotating pool of connected sockets on random ports
 //!                                     ├─ tcp: few connections, pipelined, answered out of order
 //!                                     └─ health: failures counted; probes while it is down
@@ -17,6 +18,8 @@
 //! (`resolve`, `nodestub-cache`).
 
 mod health;
+mod hedge;
+mod rtt;
 mod tcp;
 mod udp;
 mod upstream;
@@ -29,7 +32,7 @@ use std::time::Duration;
 use nodestub_corefile::config::{Forward, Policy, Transport};
 use nodestub_wire::{Ask, Name, Reply};
 use rand::seq::SliceRandom;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use crate::metrics::{Counter, Protocol};
 pub use upstream::{ExchangeError, Upstream};
@@ -89,6 +92,7 @@ pub struct Forwarder {
     pub all_down: Counter,
     /// Queries refused because of `max_concurrent`.
     pub rejected: Counter,
+    hedges: hedge::Budget,
 }
 
 /// One of the queries under way; gives its place back when it is dropped.
@@ -110,6 +114,7 @@ impl Forwarder {
             concurrent: AtomicU32::new(0),
             all_down: Counter::default(),
             rejected: Counter::default(),
+            hedges: hedge::Budget::new(),
         }
     }
 
@@ -155,22 +160,39 @@ impl Forwarder {
             return Err(ForwardError::Looped);
         }
         let mut last = ForwardError::OutOfTime;
-        for upstream in order.iter().cycle().take(order.len() * TRIES_PER_UPSTREAM) {
+        for (number, upstream) in order.iter().cycle().take(order.len() * TRIES_PER_UPSTREAM).enumerate() {
             let now = Instant::now();
             if now >= deadline {
                 break;
             }
             let try_deadline = deadline.min(now + TRY_TIMEOUT);
-            let exchange = timeout_at(try_deadline, upstream.exchange(ask, protocol));
-            match exchange.await.unwrap_or(Err(ExchangeError::TimedOut)) {
+            let company = self.company(&order, number, protocol);
+            match hedge::exchange(upstream, company, ask, protocol, try_deadline, &self.hedges).await {
                 Ok(response) => return Ok(response),
-                Err(cause) => {
-                    upstream.failed();
-                    last = ForwardError::Failed { upstream: upstream.address, cause };
-                }
+                Err(cause) => last = ForwardError::Failed { upstream: upstream.address, cause },
             }
         }
         Err(last)
+    }
+
+    /// Who is asked as well when the one in this place is silent: the next one, where the policy makes no difference
+    /// between them; otherwise the same one again by UDP, for a datagram may have been lost.
+    fn company<'a>(
+        &self,
+        order: &'a [Arc<Upstream>],
+        number: usize,
+        protocol: Protocol,
+    ) -> Option<&'a Arc<Upstream>> {
+        let may_be_another = order.len() > 1 && self.policy != Policy::Sequential;
+        if may_be_another {
+            return order.get((number + 1) % order.len());
+        }
+        order.get(number % order.len()).filter(|_| protocol == Protocol::Udp)
+    }
+
+    /// Questions that a second upstream was asked as well, and those for which there was no budget, ever.
+    pub fn hedges(&self) -> [u64; 2] {
+        [self.hedges.spent.get(), self.hedges.refused.get()]
     }
 
     /// The upstreams in the order of trying: by the policy, those that are up; all, when none is.
@@ -178,7 +200,10 @@ impl Forwarder {
         let mut order: Vec<_> = self.upstreams.iter().filter(|u| !u.is_looped()).cloned().collect();
         match self.policy {
             Policy::Sequential => {}
-            Policy::Random => order.shuffle(&mut rand::rng()),
+            Policy::Random => {
+                order.shuffle(&mut rand::rng());
+                rtt::prefer_near(&mut order);
+            }
             Policy::RoundRobin => {
                 let first = self.next.fetch_add(1, Relaxed) % order.len().max(1);
                 order.rotate_left(first);

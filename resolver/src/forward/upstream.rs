@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use nodestub_corefile::config::{Forward, Transport};
 use nodestub_wire::{Ask, Flags, Rcode};
 
+use super::rtt::SmoothedRtt;
 use super::tcp::TcpPool;
 use super::udp::UdpPool;
 use super::{Response, health};
@@ -49,6 +50,7 @@ pub struct Upstream {
     looped: AtomicBool,
     /// It answered FORMERR to EDNS, and NOERROR without.
     without_edns: AtomicBool,
+    pub(super) rtt: SmoothedRtt,
     /// How long answers took, by response code.
     pub durations: [Durations; RCODES],
     /// Probes that were not answered.
@@ -68,6 +70,7 @@ impl Upstream {
             probing: AtomicBool::new(false),
             looped: AtomicBool::new(false),
             without_edns: AtomicBool::new(false),
+            rtt: SmoothedRtt::default(),
             durations: Default::default(),
             failed_probes: Counter::default(),
         }
@@ -92,6 +95,7 @@ impl Upstream {
         if let Some(durations) = self.durations.get(code) {
             durations.observe(started.elapsed());
         }
+        self.rtt.observe(started.elapsed());
         Ok(response)
     }
 
@@ -110,6 +114,26 @@ impl Upstream {
             return Ok(self.tcp.exchange(ask, with_edns).await.unwrap_or(response));
         }
         self.tcp.exchange(ask, with_edns).await
+    }
+
+    /// After how much silence another one is asked as well.
+    pub(super) fn hedge_after(&self) -> Duration {
+        self.rtt.hedge_after()
+    }
+
+    /// Notes that it was silent for so long.
+    pub(super) fn observe_silence(&self, silence: Duration) {
+        self.rtt.observe(silence);
+    }
+
+    /// How long it usually takes to answer; `None`: it was never asked.
+    pub fn smoothed_rtt(&self) -> Option<Duration> {
+        self.rtt.smoothed()
+    }
+
+    /// TCP connections that had fallen silent and were replaced, ever.
+    pub fn stalled_connections(&self) -> u64 {
+        self.tcp.stalled.get()
     }
 
     /// Notes a failure; probes begin with it.

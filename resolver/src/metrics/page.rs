@@ -13,7 +13,7 @@ use super::counters::{
     DROPPED, DURATION_BOUNDS, Lane, Protocol, RCODES, RouteCounters, SIZE_BOUNDS, Source, TYPES,
 };
 use super::text::{Label, Page};
-use crate::listen::Shared;
+use crate::listen::{Shared, overflow};
 use crate::node::SetupErrors;
 use crate::proof::{Finding, State};
 use crate::surroundings::Service;
@@ -317,6 +317,24 @@ fn forward(page: &mut Page, tables: &Tables) {
     for (to, same) in &upstreams {
         page.sample(name, &[("to", to)], same.iter().map(|upstream| upstream.ignored_replies()).sum::<u64>());
     }
+    let name = "nodestub_upstream_stalled_connections_total";
+    page.family(name, "counter", "TCP connections to an upstream that fell silent and were replaced.");
+    for (to, same) in &upstreams {
+        let stalled: u64 = same.iter().map(|upstream| upstream.stalled_connections()).sum();
+        page.sample(name, &[("to", to)], stalled);
+    }
+    let name = "nodestub_upstream_smoothed_seconds";
+    page.family(name, "gauge", "How long an upstream usually takes to answer.");
+    for (to, same) in &upstreams {
+        if let Some(smoothed) = same.iter().filter_map(|upstream| upstream.smoothed_rtt()).max() {
+            page.sample(name, &[("to", to)], smoothed.as_secs_f64());
+        }
+    }
+    let help =
+        "Questions that a second upstream was asked too, because the first was silent for longer than usual.";
+    page.single("nodestub_hedges_total", "counter", help, total(&|f| f.hedges()[0]));
+    let help = "Questions that would have been hedged, had there been a budget left.";
+    page.single("nodestub_hedges_refused_total", "counter", help, total(&|f| f.hedges()[1]));
     let name = "nodestub_upstream_looped";
     page.family(name, "gauge", "1 where an upstream sends our queries back to us and is not asked.");
     for (to, same) in &upstreams {
@@ -406,10 +424,22 @@ fn process(page: &mut Page, shared: &Shared, facts: &Facts) {
     page.single("nodestub_misses_under_way", "gauge", help, shared.misses_under_way());
     let help = "Queries that waited for the answer to the same question of another client.";
     page.single("nodestub_coalesced_total", "counter", help, shared.resolver.coalescer.joined.get());
+    let help = "Different questions that upstreams are being asked, now.";
+    page.single("nodestub_questions_under_way", "gauge", help, shared.resolver.coalescer.len());
     let help = "Replies that the kernel refused to send.";
     page.single("nodestub_replies_refused_total", "counter", help, drops.replies.get());
     let help = "TCP connections closed at once because there were too many.";
-    page.single("nodestub_tcp_rejected_total", "counter", help, drops.connections.get());
+    let clients = &shared.clients;
+    page.single("nodestub_tcp_rejected_total", "counter", help, clients.rejected_connections.get());
+    let help = "TCP connections closed at once because their client had too many.";
+    page.single("nodestub_tcp_greedy_total", "counter", help, clients.greedy_connections.get());
+    let help = "TCP connections closed because their client was silent for too long, or did not read.";
+    page.single("nodestub_tcp_timed_out_total", "counter", help, clients.timed_out.get());
+    let help = "Queries refused because too many of their client waited for an upstream.";
+    page.single("nodestub_misses_refused_total", "counter", help, clients.refused_misses.get());
+    let help = "UDP queries that the kernel dropped because a socket's queue was full.";
+    let addresses: Vec<_> = shared.tables.load().listeners.keys().copied().collect();
+    page.single("nodestub_udp_overflows_total", "counter", help, overflow::dropped(&addresses));
     let help = "TCP connections of clients, now.";
     page.single("nodestub_tcp_connections", "gauge", help, shared.open_connections.load(Relaxed));
     let help = "Lines of the query log dropped because the writer was behind.";
