@@ -34,7 +34,7 @@ use crate::coalesce::Coalescer;
 use crate::handover::{Entrance, Event, HandoverError, Handovers, Identity, Pantry, Post, StoodBy, Taken};
 use crate::listen::{BindError, Listeners, MAX_WORKERS, Shared};
 use crate::loops::{self, LoopProbes};
-use crate::metrics::Counter;
+use crate::metrics::{Counter, PluginCounters};
 use crate::node::{self, CleanUpError, Node};
 use crate::query_log::QueryLog;
 use crate::resolve::Resolver;
@@ -417,6 +417,7 @@ fn new_resolver(arguments: &Serve) -> io::Result<Resolver> {
         coalescer: Coalescer::default(),
         secret_label: SecretLabel::new(),
         panics: Counter::default(),
+        plugin_counters: PluginCounters::default(),
     })
 }
 

@@ -1,7 +1,7 @@
 //! A Corefile, compiled: what a query is looked up in. Built beside the running one, then swapped whole.
 //!
 //! ```text
-//!   listening address ──► Zones ──longest zone──► Route ──► Block: cache, hosts, forward
+//!   listening address ──► Zones ──longest zone──► Route ──► Block: chain, cache, templates, hosts, forward
 //! ```
 //!
 //! [`Workshop`] outlives the tables. What a new Corefile has in common with the old one (forwarders with their
@@ -20,10 +20,12 @@ use nodestub_corefile::config::{
     BindTarget, Cache, Config, Forward, Hosts, HttpAddr, Reload, ServerBlock, Upstream,
 };
 use nodestub_corefile::nameservers;
-use nodestub_wire::{CLASS_IN, MAX_LABELS, Name, rtype};
+use nodestub_wire::{MAX_LABELS, Name, rtype};
 
+use crate::chain::Chain;
 use crate::forward::Forwarder;
 use crate::local::hosts::HostsTable;
+use crate::local::template::Templates;
 use crate::metrics::{DROPPED, RouteCounters};
 
 /// Most upstreams of one `forward` (CoreDNS `maxUpstreams`).
@@ -71,6 +73,10 @@ pub struct Zones {
     label_counts: u128,
     /// Counters for queries of no zone.
     pub dropped: Arc<RouteCounters>,
+    /// Some block has `acl`: who asks must be known.
+    pub asks_for_client: bool,
+    /// Some block has `chaos` or `forward`: classes other than IN are not refused (as in CoreDNS).
+    pub serves_other_classes: bool,
 }
 
 /// A zone on a listening address.
@@ -93,6 +99,16 @@ pub struct Block {
     pub cache: Option<CachePolicy>,
     /// `hosts`.
     pub hosts: Option<Arc<HostsTable>>,
+    /// `template`.
+    pub templates: Option<Templates>,
+    /// Directives around the cache.
+    pub chain: Option<Chain>,
+    /// `minimal`.
+    pub minimal: bool,
+    /// `whoami`.
+    pub whoami: bool,
+    /// `bufsize`: what clients take at most, whatever they say, in bytes.
+    pub bufsize: u16,
     /// `forward`.
     pub forwarders: Vec<Arc<Forwarder>>,
     /// `loop`.
@@ -225,9 +241,17 @@ impl Workshop {
             &upstreams,
         )
             .hash(&mut meaning);
+        // What changes what is kept, or how it is packed. What is done around the cache alone does not.
+        (&block.template, block.minimal, block.whoami, block.load_balance.is_some(), &block.rewrite)
+            .hash(&mut meaning);
         let forwarders = block.forward.iter().zip(&upstreams).map(|(config, to)| self.forwarder(config, to));
         Ok(Block {
             id: meaning.finish(),
+            templates: (!block.template.is_empty()).then(|| Templates::new(&block.template)),
+            chain: Chain::new(block),
+            minimal: block.minimal,
+            whoami: block.whoami,
+            bufsize: block.bufsize.unwrap_or(u16::MAX),
             forwarders: forwarders.collect(),
             cache: block.cache.as_ref().map(CachePolicy::new),
             hosts: block.hosts.as_ref().map(|config| self.hosts(config)),
@@ -295,7 +319,12 @@ impl Zones {
         let bit =
             |route: &Arc<Route>| 1_u128.checked_shl(u32::try_from(route.zone.labels().count()).unwrap_or(0));
         let label_counts = by_name.values().filter_map(bit).fold(0, |bits, bit| bits | bit);
-        Self { by_name, label_counts, dropped }
+        let any = |has: fn(&Block) -> bool| by_name.values().any(|route| has(&route.block));
+        let asks_for_client = any(|block| block.chain.as_ref().is_some_and(|chain| chain.acl.is_some()));
+        let serves_other_classes = any(|block| {
+            !block.forwarders.is_empty() || block.chain.as_ref().is_some_and(|chain| chain.chaos.is_some())
+        });
+        Self { by_name, label_counts, dropped, asks_for_client, serves_other_classes }
     }
 
     /// All routes.
@@ -305,10 +334,7 @@ impl Zones {
 
     /// The route of the longest zone that holds `name` (lower-cased wire form). A DS record belongs to the parent, so
     /// for that type a shorter zone other than the root wins where there is one (as in CoreDNS).
-    pub fn find(&self, name: &[u8], qtype: u16, qclass: u16) -> Option<&Arc<Route>> {
-        if qclass != CLASS_IN {
-            return None;
-        }
+    pub fn find(&self, name: &[u8], qtype: u16) -> Option<&Arc<Route>> {
         let mut starts = [0_u8; MAX_LABELS + 1];
         let mut labels = 0;
         let mut at = 0;
@@ -511,6 +537,11 @@ mod tests {
                 id: 0,
                 cache: None,
                 hosts: None,
+                templates: None,
+                chain: None,
+                minimal: false,
+                whoami: false,
+                bufsize: u16::MAX,
                 forwarders: Vec::new(),
                 detect_loop: false,
                 errors: false,
@@ -524,7 +555,7 @@ mod tests {
     }
 
     fn found(zones: &Zones, query: &str, qtype: u16) -> Option<String> {
-        zones.find(name(query).as_bytes(), qtype, 1).map(|route| route.zone.to_string())
+        zones.find(name(query).as_bytes(), qtype).map(|route| route.zone.to_string())
     }
 
     #[test]
@@ -547,9 +578,8 @@ mod tests {
     }
 
     #[test]
-    fn a_name_of_no_zone_or_another_class_finds_nothing() {
+    fn a_name_of_no_zone_finds_nothing() {
         let zones = zones(&["cluster.local"]);
         assert_eq!(found(&zones, "example.com", 1), None);
-        assert!(zones.find(name("cluster.local").as_bytes(), 1, 3).is_none());
     }
 }

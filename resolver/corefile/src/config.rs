@@ -5,11 +5,17 @@
 //! nothing else is said. Two equal blocks serve the same answers: the daemon keeps cached answers over a reload for
 //! every block whose value did not change.
 
+pub mod answering;
+pub mod rewriting;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use nodestub_wire::Name;
+
+use answering::{Acl, Chaos, Dns64, LoadBalance, Local, Template};
+use rewriting::RewriteRule;
 
 /// A whole Corefile, in the order of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -36,6 +42,30 @@ pub struct ServerBlock {
     pub cache: Option<Cache>,
     /// `hosts`: answers of our own.
     pub hosts: Option<Hosts>,
+    /// `rewrite`: the rules in the order of the file.
+    pub rewrite: Vec<RewriteRule>,
+    /// `acl`: in the order of the file.
+    pub acl: Vec<Acl>,
+    /// `template`: in the order of the file.
+    pub template: Vec<Template>,
+    /// `loadbalance`: the order of addresses in answers changes.
+    pub load_balance: Option<LoadBalance>,
+    /// `dns64`: addresses for clients that speak IPv6 alone.
+    pub dns64: Option<Dns64>,
+    /// `local`: names of this machine itself.
+    pub local: Option<Local>,
+    /// `chaos`: questions of class CH.
+    pub chaos: Option<Chaos>,
+    /// `nsid`: who we are (RFC 5001); inside, `None`: the machine's name.
+    pub nsid: Option<Option<String>>,
+    /// `bufsize`: the largest UDP payload, in bytes, that clients are believed to take. 512 to 4096.
+    pub bufsize: Option<u16>,
+    /// `any`: questions of type ANY get one HINFO record (RFC 8482).
+    pub any: bool,
+    /// `minimal`: answers without authority and additional records.
+    pub minimal: bool,
+    /// `whoami`: the client's own address and port.
+    pub whoami: bool,
     /// `loop`: find out whether queries come back to us.
     pub detect_loop: bool,
     /// `forward`: whom to ask. Several, in the order of the file; the first whose `from` holds the name and whose

@@ -29,6 +29,7 @@ pub(super) fn start(upstream: &Arc<Upstream>) {
             recursion_desired: true,
             checking_disabled: false,
             dnssec_ok: false,
+            options: Box::default(),
         };
         loop {
             sleep(interval).await;

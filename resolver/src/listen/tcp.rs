@@ -175,6 +175,7 @@ impl Connection {
             now: self.shared.resolver.clock.now(),
             protocol: Protocol::Tcp,
             v6: is_v6(self.client),
+            client: Some(self.client.ip()),
         };
         match answer(&context, &mut packet, length) {
             Outcome::Ignore => false,
@@ -195,6 +196,8 @@ impl Connection {
                     packet,
                     query,
                     route: Arc::clone(route),
+                    tables: Arc::clone(&tables),
+                    listener: self.address,
                     client: self.client,
                     protocol: Protocol::Tcp,
                     received,
@@ -202,7 +205,7 @@ impl Connection {
                 let (shared, replies) = (Arc::clone(&self.shared), self.replies.clone());
                 tokio::spawn(async move {
                     let _places = (place, permit);
-                    if let Some(reply) = frame(&shared.resolver.resolve(miss).await) {
+                    if let Some(reply) = shared.resolver.resolve(miss).await.as_deref().and_then(frame) {
                         // The client may have gone.
                         drop(replies.send(reply).await);
                     }
@@ -218,6 +221,9 @@ impl Connection {
         lane.observe_durations(received.elapsed(), 1);
         if let Some(kind) = reply.cached {
             lane.cache_hit(kind);
+        }
+        if reply.allowed {
+            lane.allowed();
         }
         if let Some((block, query)) = &reply.logged {
             let line = LogLine::new(query, self.client, &reply.observation, packet, received);

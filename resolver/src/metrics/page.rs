@@ -51,6 +51,8 @@ pub fn render(shared: &Shared, facts: &Facts) -> String {
     responses(&mut page, &routes);
     routes.retain(|route| route.zone != DROPPED);
     cache(&mut page, shared, &tables, &routes);
+    acl(&mut page, &routes);
+    shared.resolver.plugin_counters.write(&mut page);
     forward(&mut page, &tables);
     hosts(&mut page, &tables);
     process(&mut page, shared, facts);
@@ -232,6 +234,18 @@ fn cache(page: &mut Page, shared: &Shared, tables: &Tables, routes: &[&RouteCoun
     page.single("nodestub_cache_names", "gauge", "Kept answers of all zones.", stats.entries);
     let help = "Answers not kept because the capacity of their server block was full.";
     page.single("nodestub_cache_refused_total", "counter", help, stats.refused);
+}
+
+fn acl(page: &mut Page, routes: &[&RouteCounters]) {
+    let name = "coredns_acl_allowed_requests_total";
+    page.family(name, "counter", "Counter of DNS requests being allowed.");
+    let mut servers: BTreeMap<&str, u64> = BTreeMap::new();
+    for route in routes {
+        *servers.entry(&route.server).or_default() += route.sum(|lane| lane.acl_allowed.get());
+    }
+    for (server, count) in servers.into_iter().filter(|(_, count)| *count > 0) {
+        page.sample(name, &[("server", &server), ("view", &"")], count);
+    }
 }
 
 fn forward(page: &mut Page, tables: &Tables) {

@@ -24,6 +24,7 @@ pub(crate) const ALLOWED: &[Allowed] = &[
     Allowed { what: "OPT in a reply", even_out: options_in_replies },
     Allowed { what: "a truncated answer by UDP", even_out: truncated },
     Allowed { what: "AD in a reply", even_out: authentic_data },
+    Allowed { what: "DO in a reply", even_out: dnssec_ok },
 ];
 
 /// The upstream's options and an OPT that was not asked for are hop by hop.
@@ -50,5 +51,12 @@ fn authentic_data(pair: &mut Pair<'_>) {
     if !way.dnssec_ok && !way.authentic_data && !pair.ours.has("ad") {
         pair.theirs.flags =
             pair.theirs.flags.split(' ').filter(|flag| *flag != "ad").collect::<Vec<_>>().join(" ");
+    }
+}
+
+/// CoreDNS says DO wherever a directive of its own has made the OPT record; ours as the client said it.
+fn dnssec_ok(pair: &mut Pair<'_>) {
+    if let Some(theirs) = pair.theirs.edns.as_mut().filter(|edns| !edns.options.is_empty()) {
+        theirs.dnssec_ok &= pair.question.way.dnssec_ok;
     }
 }

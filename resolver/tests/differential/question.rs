@@ -24,8 +24,10 @@ pub(crate) struct Way {
     pub(crate) dnssec_ok: bool,
     /// Options as they stand in the OPT record.
     pub(crate) options: &'static [u8],
-    /// From `::1` to `::1`.
+    /// From `fd00::3`.
     pub(crate) v6: bool,
+    /// From 127.0.0.1 and this port.
+    pub(crate) port: Option<u16>,
 }
 
 /// As a stub resolver asks.
@@ -38,6 +40,7 @@ pub(crate) const PLAIN: Way = Way {
     dnssec_ok: false,
     options: &[],
     v6: false,
+    port: None,
 };
 pub(crate) const TCP: Way = Way { transport: Transport::Tcp, ..PLAIN };
 pub(crate) const EDNS: Way = Way { edns: Some(1232), ..PLAIN };
@@ -46,6 +49,11 @@ pub(crate) const DNSSEC: Way = Way { dnssec_ok: true, ..EDNS };
 pub(crate) const CHECKING_DISABLED: Way = Way { checking_disabled: true, ..PLAIN };
 pub(crate) const AUTHENTIC: Way = Way { authentic_data: true, ..PLAIN };
 pub(crate) const TCP_EDNS: Way = Way { edns: Some(1232), ..TCP };
+pub(crate) const OVER_V6: Way = Way { v6: true, ..PLAIN };
+pub(crate) const FROM_A_PORT: Way = Way { port: Some(45_353), ..PLAIN };
+pub(crate) const FROM_A_PORT_WITH_EDNS: Way = Way { port: Some(45_353), ..EDNS };
+pub(crate) const WITH_NSID: Way = Way { options: &[0, 3, 0, 0], ..EDNS };
+pub(crate) const WITH_NSID_BY_TCP: Way = Way { options: &[0, 3, 0, 0], ..TCP_EDNS };
 
 /// The usual ways.
 pub(crate) const WAYS: [Way; 8] =
@@ -63,6 +71,7 @@ pub(crate) const AAAA: u16 = 28;
 pub(crate) const SRV: u16 = 33;
 pub(crate) const NAPTR: u16 = 35;
 pub(crate) const HTTPS: u16 = 65;
+pub(crate) const ANY: u16 = 255;
 
 impl Question {
     pub(crate) fn new(name: &str, qtype: u16, way: Way) -> Self {
@@ -94,18 +103,20 @@ impl Question {
 
     /// How the laboratory's client sends it.
     pub(crate) fn options(&self) -> Options {
-        Options {
-            transport: self.way.transport,
-            timeout: std::time::Duration::from_secs(30),
-            ..Options::default()
-        }
+        let from = match (self.way.v6, self.way.port) {
+            (true, _) => Some("[fd00::3]:0".parse().unwrap()),
+            (false, port) => port.map(|port| std::net::SocketAddr::from(([127, 0, 0, 1], port))),
+        };
+        let timeout = std::time::Duration::from_secs(30);
+        Options { transport: self.way.transport, timeout, from, ..Options::default() }
     }
 }
 
 impl std::fmt::Display for Question {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Way { transport, recursion, authentic_data, checking_disabled, edns, dnssec_ok, options, v6 } =
-            self.way;
+        let Way {
+            transport, recursion, authentic_data, checking_disabled, edns, dnssec_ok, options, v6, ..
+        } = self.way;
         write!(f, "{} {} class {} by {transport}", self.name, self.qtype, self.qclass)?;
         for (set, text) in [
             (!recursion, "without RD"),

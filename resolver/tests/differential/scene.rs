@@ -49,6 +49,7 @@ impl Scene {
         let net = Netns::new().unwrap();
         net.add_address("lo", "fd00::1".parse().unwrap(), 128).unwrap();
         net.add_address("lo", "fd00::2".parse().unwrap(), 128).unwrap();
+        net.add_address("lo", "fd00::3".parse().unwrap(), 128).unwrap();
         let start = |address: &str| {
             net.run(|| Upstream::start(address.parse().unwrap(), behaviour)).unwrap().unwrap()
         };

@@ -3,12 +3,15 @@
 //! Syntax, defaults and bounds are those of each `plugin/*/setup.go` of CoreDNS 1.15.0. Where CoreDNS drops a word
 //! in silence, it is an error here. The order of directives does not matter, as in CoreDNS.
 
+mod answering;
 mod bind;
 mod cache;
 mod endpoints;
 mod forward;
 mod hosts;
+mod rewrite;
 mod small;
+mod template;
 
 use std::collections::HashMap;
 
@@ -23,12 +26,35 @@ use crate::report::{Diagnostic, Span, shown};
 use crate::suggest::nearest;
 
 /// The directives that are supported.
-const SUPPORTED: [&str; 11] =
-    ["bind", "cache", "errors", "forward", "health", "hosts", "log", "loop", "prometheus", "ready", "reload"];
+const SUPPORTED: [&str; 23] = [
+    "acl",
+    "any",
+    "bind",
+    "bufsize",
+    "cache",
+    "chaos",
+    "dns64",
+    "errors",
+    "forward",
+    "health",
+    "hosts",
+    "loadbalance",
+    "local",
+    "log",
+    "loop",
+    "minimal",
+    "nsid",
+    "prometheus",
+    "ready",
+    "reload",
+    "rewrite",
+    "template",
+    "whoami",
+];
 
 /// The other directives of CoreDNS 1.15.0 (`core/dnsserver/zdirectives.go`), with what to do where there is more to
 /// say than to remove the line.
-const UNSUPPORTED: [(&str, &str); 51] = [
+const UNSUPPORTED: [(&str, &str); 39] = [
     ("root", "write absolute paths instead"),
     ("metadata", ""),
     ("geoip", ""),
@@ -40,28 +66,17 @@ const UNSUPPORTED: [(&str, &str); 51] = [
     ("https3", ""),
     ("timeouts", "remove it"),
     ("multisocket", "remove it: every CPU has a socket of its own already"),
-    ("nsid", ""),
-    ("bufsize", ""),
     ("debug", "remove it"),
     ("trace", "remove it"),
     ("pprof", "remove it"),
     ("shed", ""),
     ("dnstap", ""),
-    ("local", ""),
-    ("dns64", ""),
     ("siit", ""),
-    ("any", ""),
-    ("chaos", ""),
-    ("loadbalance", ""),
     ("tsig", ""),
-    ("rewrite", ""),
     ("autopath", ""),
-    ("acl", ""),
     ("header", ""),
     ("dnssec", ""),
     ("tls", ""),
-    ("minimal", ""),
-    ("template", ""),
     ("transfer", ""),
     ("dynupdate", ""),
     ("route53", ""),
@@ -75,7 +90,6 @@ const UNSUPPORTED: [(&str, &str); 51] = [
     ("etcd", ""),
     ("grpc", ""),
     ("erratic", ""),
-    ("whoami", ""),
     ("on", ""),
     ("sign", ""),
     ("view", ""),
@@ -134,8 +148,31 @@ pub(crate) fn read(context: &mut Context<'_>, directive: &Directive, draft: &mut
         "prometheus" => endpoints::prometheus(context, directive, &mut draft.block),
         "ready" => endpoints::ready(context, directive, &mut draft.block),
         "reload" => small::reload(context, directive, &mut draft.block),
+        "acl" => {
+            let zones = zones_of(draft);
+            draft.block.acl.push(answering::acl(context, directive, &zones));
+        }
+        "template" => {
+            let zones = zones_of(draft);
+            draft.block.template.extend(template::read(context, directive, &zones));
+        }
+        "rewrite" => draft.block.rewrite.extend(rewrite::read(context, directive)),
+        "loadbalance" => draft.block.load_balance = answering::load_balance(context, directive),
+        "dns64" => draft.block.dns64 = answering::dns64(context, directive),
+        "local" => draft.block.local = answering::local(context, directive),
+        "chaos" => draft.block.chaos = Some(answering::chaos(context, directive)),
+        "nsid" => answering::nsid(context, directive, &mut draft.block),
+        "bufsize" => draft.block.bufsize = answering::bufsize(context, directive),
+        "any" => draft.block.any = answering::word(context, directive),
+        "minimal" => draft.block.minimal = answering::word(context, directive),
+        "whoami" => draft.block.whoami = answering::word(context, directive),
         _ => unknown(context, &directive.name),
     }
+}
+
+/// The zones of the block: what a directive is for that names none.
+fn zones_of(draft: &Draft) -> Vec<Name> {
+    draft.block.zones.iter().map(|key| key.zone.clone()).collect()
 }
 
 /// Whether a directive that stood before is read again; CoreDNS is the measure.
@@ -143,7 +180,7 @@ fn may_repeat(context: &mut Context<'_>, directive: &Directive, earlier: Span) -
     let name = directive.name.text.as_str();
     let span = directive.name.span;
     match name {
-        "bind" | "forward" | "log" => true,
+        "acl" | "bind" | "forward" | "log" | "rewrite" | "template" => true,
         "health" => {
             context.report(
                 Diagnostic::warning(

@@ -6,6 +6,7 @@
     reason = "a test may stop at the first surprise; clippy.toml's permission does not reach helpers"
 )]
 
+mod around;
 mod directives;
 mod grammar;
 mod node_local;
