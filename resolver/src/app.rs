@@ -418,6 +418,7 @@ fn new_resolver(arguments: &Serve) -> io::Result<Resolver> {
         secret_label: SecretLabel::new(),
         panics: Counter::default(),
         plugin_counters: PluginCounters::default(),
+        rechecks: Arc::default(),
     })
 }
 

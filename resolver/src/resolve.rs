@@ -9,6 +9,7 @@
 //! counted.
 
 mod course;
+mod rechecks;
 mod shelf;
 
 use std::net::SocketAddr;
@@ -31,6 +32,7 @@ use crate::query_log::{LogLine, QueryLog};
 use crate::tables::{Route, Tables};
 use crate::watchdog::SecretLabel;
 use course::Scope;
+pub use rechecks::Rechecks;
 
 /// What all queries share.
 #[derive(Debug)]
@@ -51,6 +53,8 @@ pub struct Resolver {
     pub panics: Counter,
     /// What single directives count.
     pub plugin_counters: PluginCounters,
+    /// Questions that are not asked again yet.
+    pub rechecks: Arc<Rechecks>,
 }
 
 /// What makes two misses one question: the block, what is asked, and the transport towards the upstream.

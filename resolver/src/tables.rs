@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use nodestub_cache::{Bounds, Limits};
 use nodestub_corefile::config::{
-    BindTarget, Cache, Config, Forward, Hosts, HttpAddr, Reload, ServerBlock, Upstream,
+    BindTarget, Cache, Config, Forward, Hosts, HttpAddr, Reload, ServeStale, ServerBlock, Timeouts, Upstream,
 };
 use nodestub_corefile::nameservers;
 use nodestub_wire::{MAX_LABELS, Name, rtype};
@@ -77,6 +77,8 @@ pub struct Zones {
     pub asks_for_client: bool,
     /// Some block has `chaos` or `forward`: classes other than IN are not refused (as in CoreDNS).
     pub serves_other_classes: bool,
+    /// `timeouts` of its blocks; the first that says one.
+    pub timeouts: Timeouts,
 }
 
 /// A zone on a listening address.
@@ -130,6 +132,8 @@ pub struct CachePolicy {
     pub capacities: [usize; 2],
     /// `keepttl`.
     pub keep_ttl: bool,
+    /// `serve_stale`.
+    pub stale: Option<ServeStale>,
     zones: Vec<Name>,
     disable_success: Vec<Name>,
     disable_denial: Vec<Name>,
@@ -186,6 +190,7 @@ impl Workshop {
     /// What the file refers to is not there.
     pub fn compile(&mut self, config: &Config) -> Result<Tables, CompileError> {
         let mut routes: HashMap<SocketAddr, HashMap<Box<[u8]>, Arc<Route>>> = HashMap::new();
+        let mut timeouts: HashMap<SocketAddr, Timeouts> = HashMap::new();
         let mut tables = Tables {
             listeners: HashMap::new(),
             blocks: Vec::new(),
@@ -199,6 +204,7 @@ impl Workshop {
             for key in &server_block.zones {
                 for address in &addresses {
                     let listener = SocketAddr::new(*address, key.port);
+                    merge(timeouts.entry(listener).or_default(), server_block.timeouts);
                     let counters = self.counters(&server_label(listener), &key.zone.to_string());
                     let route = Route { zone: key.zone.clone(), counters, block: Arc::clone(&block) };
                     let zones = routes.entry(listener).or_default();
@@ -215,7 +221,13 @@ impl Workshop {
         }
         for (listener, by_name) in routes {
             let dropped = self.counters(&server_label(listener), DROPPED);
-            tables.listeners.insert(listener, Arc::new(Zones::new(by_name, dropped)));
+            tables.listeners.insert(
+                listener,
+                Arc::new(Zones {
+                    timeouts: timeouts.remove(&listener).unwrap_or_default(),
+                    ..Zones::new(by_name, dropped)
+                }),
+            );
         }
         Ok(tables)
     }
@@ -324,7 +336,14 @@ impl Zones {
         let serves_other_classes = any(|block| {
             !block.forwarders.is_empty() || block.chain.as_ref().is_some_and(|chain| chain.chaos.is_some())
         });
-        Self { by_name, label_counts, dropped, asks_for_client, serves_other_classes }
+        Self {
+            by_name,
+            label_counts,
+            dropped,
+            asks_for_client,
+            serves_other_classes,
+            timeouts: Timeouts::default(),
+        }
     }
 
     /// All routes.
@@ -376,6 +395,7 @@ impl CachePolicy {
             },
             capacities: [cache.success.capacity, cache.denial.capacity],
             keep_ttl: cache.keep_ttl,
+            stale: cache.serve_stale.clone(),
             zones: cache.zones.clone(),
             disable_success: cache.disable_success.clone(),
             disable_denial: cache.disable_denial.clone(),
@@ -395,6 +415,14 @@ impl CachePolicy {
         };
         self.covers(name) && !disabled.iter().any(|zone| name.is_within(zone))
     }
+}
+
+/// What one block says about connections, and another has not said before.
+fn merge(timeouts: &mut Timeouts, more: Timeouts) {
+    timeouts.read = timeouts.read.or(more.read);
+    timeouts.write = timeouts.write.or(more.write);
+    timeouts.idle = timeouts.idle.or(more.idle);
+    timeouts.max_queries = timeouts.max_queries.or(more.max_queries);
 }
 
 /// CoreDNS's `server` label: `dns://169.254.20.10:53`; a wildcard address is left out.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use nodestub_wire::Name;
 
-use crate::config::{BindTarget, Config, ServerBlock, ZoneKey};
+use crate::config::{BindTarget, Config, ServerBlock, Timeouts, ZoneKey};
 use crate::context::Context;
 use crate::directives::{self, Draft};
 use crate::lexer::Token;
@@ -47,6 +47,7 @@ pub(crate) fn build(context: &mut Context<'_>, blocks: &[Block]) -> Config {
             ready: None,
             prometheus: None,
             reload: None,
+            timeouts: Timeouts::default(),
         });
         for directive in &block.directives {
             directives::read(context, directive, &mut draft);

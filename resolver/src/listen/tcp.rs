@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nodestub_corefile::config::Timeouts;
 use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::net::{TcpListener, TcpStream};
@@ -100,6 +101,8 @@ pub(super) async fn serve(shared: Arc<Shared>, mut idle: Idle) {
 /// Serves until the connection ends (`None`), or connections are to move and nothing is under way on this one.
 async fn serve_until_moved(shared: &Arc<Shared>, movers: &mut Movers, idle: Idle) -> Option<Idle> {
     let Idle { stream, client, address, has_asked, unread, permit } = idle;
+    let timeouts =
+        shared.tables.load().listeners.get(&address).map(|zones| zones.timeouts).unwrap_or_default();
     let (read_half, write_half) = stream.into_split();
     let (replies, queue) = mpsc::channel(REPLY_QUEUE);
     let mut connection = Connection {
@@ -109,9 +112,11 @@ async fn serve_until_moved(shared: &Arc<Shared>, movers: &mut Movers, idle: Idle
         has_asked,
         replies,
         under_way: Arc::new(Semaphore::new(MAX_UNDER_WAY)),
+        timeouts,
+        queries: 0,
     };
     // The writer ends when the reader and all misses have let go of `replies`, or when the client does not read.
-    let write = tokio::spawn(write(write_half, queue));
+    let write = tokio::spawn(write(write_half, queue, timeouts.write.unwrap_or(WRITE)));
     let mut frames = FrameReader::with_buffer(read_half, unread);
     let moves = connection.read(&mut frames, movers).await;
     let has_asked = connection.has_asked;
@@ -132,6 +137,9 @@ struct Connection {
     has_asked: bool,
     replies: mpsc::Sender<Vec<u8>>,
     under_way: Arc<Semaphore>,
+    timeouts: Timeouts,
+    /// Asked on it since this process has it.
+    queries: u32,
 }
 
 impl Connection {
@@ -142,7 +150,14 @@ impl Connection {
         movers: &mut Movers,
     ) -> bool {
         loop {
-            let patience = if self.has_asked { IDLE } else { FIRST_QUERY };
+            if self.timeouts.max_queries.is_some_and(|most| self.queries >= most) {
+                return false;
+            }
+            let patience = if self.has_asked {
+                self.timeouts.idle.unwrap_or(IDLE)
+            } else {
+                self.timeouts.read.unwrap_or(FIRST_QUERY)
+            };
             let packet = tokio::select! {
                 biased;
                 ordered = movers.wait_for(Option::is_some) => return ordered.is_ok(),
@@ -155,6 +170,7 @@ impl Connection {
                 () = self.replies.closed() => return false,
             };
             self.has_asked = true;
+            self.queries = self.queries.saturating_add(1);
             if !self.query(packet).await {
                 return false;
             }
@@ -233,13 +249,17 @@ impl Connection {
 }
 
 /// Gives the socket back when all is written; `None` when the client does not read.
-async fn write(mut socket: OwnedWriteHalf, mut queue: mpsc::Receiver<Vec<u8>>) -> Option<OwnedWriteHalf> {
+async fn write(
+    mut socket: OwnedWriteHalf,
+    mut queue: mpsc::Receiver<Vec<u8>>,
+    patience: Duration,
+) -> Option<OwnedWriteHalf> {
     while let Some(mut replies) = queue.recv().await {
         // What has come together meanwhile leaves in one system call.
         while let Ok(more) = queue.try_recv() {
             replies.extend_from_slice(&more);
         }
-        if !matches!(timeout(WRITE, socket.write_all(&replies)).await, Ok(Ok(()))) {
+        if !matches!(timeout(patience, socket.write_all(&replies)).await, Ok(Ok(()))) {
             return None;
         }
     }

@@ -256,6 +256,8 @@ pub struct Lane {
     pub cache_misses: Counter,
     /// Queries that `acl` let pass.
     pub acl_allowed: Counter,
+    /// Answers that had expired.
+    pub stale: Counter,
 }
 
 impl Lane {
@@ -271,6 +273,7 @@ impl Lane {
             cache_hits: Default::default(),
             cache_misses: Counter::default(),
             acl_allowed: Counter::default(),
+            stale: Counter::default(),
         }
     }
 
@@ -319,6 +322,11 @@ impl Lane {
     /// Counts a query that `acl` let pass.
     pub fn allowed(&self) {
         self.one(Some(&self.acl_allowed));
+    }
+
+    /// Counts an answer that had expired.
+    pub fn served_stale(&self) {
+        self.one(Some(&self.stale));
     }
 
     fn one(&self, counter: Option<&Counter>) {

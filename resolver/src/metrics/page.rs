@@ -200,6 +200,9 @@ fn cache(page: &mut Page, shared: &Shared, tables: &Tables, routes: &[&RouteCoun
     let help = "The count of cache misses. Deprecated, derive misses from cache hits/requests counters.";
     counter("coredns_cache_misses_total", help, &[None], &|lane, _| lane.cache_misses.get());
 
+    let help = "The number of requests served from stale cache entries.";
+    counter("coredns_cache_served_stale_total", help, &[None], &|lane, _| lane.stale.get());
+
     let mut entries = BTreeMap::new();
     for (listener, zones) in &tables.listeners {
         for route in zones.routes() {

@@ -11,7 +11,9 @@
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
+use nodestub_corefile::config::ServeStale;
 use nodestub_corefile::config::answering::Action;
 use nodestub_wire::{CLASS_IN, Flags, OwnedRecord, Rcode, rtype};
 
@@ -35,6 +37,10 @@ const MAX_DEPTH: u8 = 8;
 const EXTENDED_ERROR: u16 = 15;
 /// "Blocked" (RFC 8914, 4.16).
 const BLOCKED: u16 = 15;
+/// "Stale Answer" (RFC 8914, 4.4).
+const STALE: u16 = 3;
+/// "Stale NXDOMAIN Answer" (RFC 8914, 4.20).
+const STALE_NXDOMAIN: u16 = 19;
 /// "Filtered" (RFC 8914, 4.18).
 const FILTERED: u16 = 17;
 
@@ -203,8 +209,11 @@ impl Resolver {
         {
             return shelf.keep_local(answer);
         }
-        if let Some(forwarder) = block.forwarders.iter().find(|forwarder| forwarder.matches(&shelf.name)) {
-            return self.forwarded(&shelf, forwarder, asked.protocol).await;
+        if let Some(first) = block.forwarders.iter().position(|forwarder| forwarder.matches(&shelf.name)) {
+            let Some((stale, rules)) = shelf.look_stale() else {
+                return self.forwarded(&shelf, first, asked.protocol).await;
+            };
+            return self.fresh_or_stale(route, &shelf, first, asked.protocol, stale, &rules).await;
         }
         if block.whoami {
             return shelf.keep_made(Flags(Flags::AA), Rcode::NOERROR, &small::whoami(asked), Source::Whoami);
@@ -212,16 +221,65 @@ impl Resolver {
         Answered::bare(Rcode::SERVFAIL)
     }
 
-    async fn forwarded(&self, shelf: &Shelf, forwarder: &Arc<Forwarder>, protocol: Protocol) -> Answered {
+    /// Asks upstreams: those of the `forward` with this number, and of those behind it where it says so.
+    async fn forwarded(&self, shelf: &Shelf, first: usize, client: Protocol) -> Answered {
+        let Some(forwarder) = shelf.block.forwarders.get(first) else {
+            return Answered::bare(Rcode::SERVFAIL);
+        };
         let _place = match forwarder.enter() {
             Ok(place) => place,
             Err(error) => return shelf.failed(&error),
         };
-        let protocol = forwarder.transport(protocol);
-        let question = Question { block: shelf.block.id, ask: shelf.ask.clone(), protocol };
-        let lead = ask_upstream(shelf.clone(), Arc::clone(forwarder), protocol);
+        let question = self.question(shelf, forwarder, client);
+        let lead = ask_upstream(shelf.clone(), first, client);
         let answered = self.coalescer.ask(question, || shelf.look().map(|(cached, _)| cached), lead).await;
         answered.unwrap_or_else(|| self.after_a_panic())
+    }
+
+    fn question(&self, shelf: &Shelf, forwarder: &Forwarder, client: Protocol) -> Question {
+        Question { block: shelf.block.id, ask: shelf.ask.clone(), protocol: forwarder.transport(client) }
+    }
+
+    /// `serve_stale`: what has expired, unless something better comes in time. The upstream is asked in any case, by one
+    /// at a time for each question, and after a failure not before `recheck` is over.
+    async fn fresh_or_stale(
+        &self,
+        route: &Route,
+        shelf: &Shelf,
+        first: usize,
+        client: Protocol,
+        mut stale: Answered,
+        rules: &ServeStale,
+    ) -> Answered {
+        let Some(forwarder) = shelf.block.forwarders.get(first) else { return stale };
+        let question = self.question(shelf, forwarder, client);
+        if self.rechecks.may_ask(&question, self.clock.now()) {
+            let (rechecks, clock, recheck) = (Arc::clone(&self.rechecks), self.clock, rules.recheck);
+            let (asked, again) = (question.clone(), shelf.clone());
+            let lead = async move {
+                let answered = ask_upstream(again, first, client).await;
+                if !refreshes(&answered) {
+                    rechecks.failed(asked, recheck, clock.now());
+                }
+                answered
+            };
+            let refresh = self.coalescer.ask(question, || shelf.look().map(|(cached, _)| cached), lead);
+            let answered = match rules.verify {
+                // Asked now, whoever waits for it: the question is under way once it has been polled.
+                None => tokio::time::timeout(Duration::ZERO, refresh).await.ok().flatten(),
+                Some(Duration::ZERO) => refresh.await,
+                Some(patience) => tokio::time::timeout(patience, refresh).await.ok().flatten(),
+            };
+            if rules.verify.is_some()
+                && let Some(answered) = answered.filter(refreshes)
+            {
+                return answered;
+            }
+        }
+        route.counters.slow().served_stale();
+        let is_denial = stale.answer.rcode == Rcode::NXDOMAIN;
+        stale.say_extended_error(if is_denial { STALE_NXDOMAIN } else { STALE }, "");
+        stale
     }
 
     async fn fill_in(
@@ -308,11 +366,27 @@ fn balanced(balance: &load_balance::Balance, asked: &Asked, answered: Answered) 
     Answered { options, ..made }
 }
 
-async fn ask_upstream(shelf: Shelf, forwarder: Arc<Forwarder>, protocol: Protocol) -> Answered {
-    match forwarder.ask(&shelf.ask, protocol).await {
-        Ok(response) => shelf.keep_response(&response),
-        Err(error) => shelf.failed(&error),
+/// Whether an answer is better than one that has expired (RFC 8767, 4).
+fn refreshes(answered: &Answered) -> bool {
+    let is_whole = !answered.answer.flags.has(Flags::TC);
+    is_whole && matches!(answered.answer.rcode, Rcode::NOERROR | Rcode::NXDOMAIN)
+}
+
+/// Asks the upstreams of one `forward`; those of the next that is for this name, where `next` says so.
+async fn ask_upstream(shelf: Shelf, first: usize, client: Protocol) -> Answered {
+    let block = Arc::clone(&shelf.block);
+    for (number, forwarder) in block.forwarders.iter().enumerate().skip(first) {
+        if !forwarder.matches(&shelf.name) {
+            continue;
+        }
+        match forwarder.ask(&shelf.ask, forwarder.transport(client)).await {
+            Ok(response) if forwarder.passes_on(&response) && number + 1 < block.forwarders.len() => {}
+            Ok(response) => return shelf.keep_response(&response),
+            Err(error) => return shelf.failed(&error),
+        }
     }
+    // The last was passed over, and none behind it is for this name.
+    Answered::bare(Rcode::SERVFAIL)
 }
 
 impl Answered {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use nodestub_cache::{Cache, Judgement, Key, Kind, Limits, NewEntry, judge};
+use nodestub_corefile::config::ServeStale;
 use nodestub_wire::{
     Ask, Flags, HEADER, Header, Name, OwnedAnswer, OwnedRecord, Rcode, Reply, Section, rtype,
 };
@@ -62,6 +63,20 @@ impl Shelf {
             let ttl = if policy.keep_ttl { hit.ttl } else { hit.ttl_left };
             (Answered::new(answer, Some(ttl), Source::Cache), hit.kind)
         })
+    }
+
+    /// What has expired, and may be given where nothing better is to be had; with the rules for it.
+    pub(super) fn look_stale(&self) -> Option<(Answered, ServeStale)> {
+        let policy = self.block.cache.as_ref()?;
+        let stale = policy.stale.as_ref()?;
+        let found = self.cache.get_stale(&self.key(), stale.up_to, self.clock.now(), |hit| OwnedAnswer {
+            flags: hit.answer.flags,
+            rcode: hit.answer.rcode,
+            counts: hit.answer.counts,
+            ttl_offsets: hit.answer.ttl_offsets.into(),
+            records: hit.answer.records.into(),
+        });
+        found.map(|answer| (Answered::new(answer, Some(stale.ttl), Source::Cache), stale.clone()))
     }
 
     pub(super) fn keep_response(&self, response: &Response) -> Answered {
@@ -151,7 +166,7 @@ impl Shelf {
         let Judgement { ttl, kind } = judgement(&policy.limits);
         let kind = kind.filter(|kind| ttl > 0 && policy.keeps(&self.name, *kind));
         // What is answered without recursion (a referral, or nothing) is no answer for those who want it.
-        if let Some(kind) = kind.filter(|_| self.ask.recursion_desired) {
+        if let Some(kind) = kind.filter(|_| self.ask.recursion_desired && !self.would_displace(&answer)) {
             self.arrange(&mut answer);
             let [success, denial] = policy.capacities;
             let capacity = if kind == Kind::Success { success } else { denial };
@@ -159,6 +174,11 @@ impl Shelf {
             self.cache.insert(&self.key(), &entry, self.clock.now());
         }
         Answered::new(answer, Some(ttl), source)
+    }
+
+    /// A failure never takes the place of an answer that may still be served.
+    fn would_displace(&self, answer: &OwnedAnswer) -> bool {
+        !matches!(answer.rcode, Rcode::NOERROR | Rcode::NXDOMAIN) && self.look_stale().is_some()
     }
 
     /// Packs what `loadbalance` will reorder so that the fast side can.

@@ -50,6 +50,24 @@ pub(crate) const CASES: &[Case] = &[
             )
         },
     ),
+    case(
+        "forward_failover",
+        ". {\n bind BIND\n cache\n forward . 127.0.0.54 127.0.0.53 {\n  policy sequential\n  failover SERVFAIL REFUSED\n \
+         }\n}\n",
+        everything,
+    ),
+    case(
+        "forward_next",
+        ". {\n bind BIND\n forward . 127.0.0.54 {\n  next SERVFAIL NXDOMAIN\n  next_on_nodata\n }\n forward test \
+         127.0.0.53 {\n  next REFUSED\n }\n forward . 127.0.0.54 127.0.0.53 {\n  except a.test\n  policy sequential\n }\n}\n",
+        everything,
+    ),
+    case(
+        "hosts_other_types",
+        ". {\n bind BIND\n hosts {\n  192.0.2.1 a.test txt.test\n  fallthrough test\n  fallthrough_unsupported\n }\n cache \
+         test\n forward . 127.0.0.53\n}\n",
+        || all(&["a.test.", "txt.test.", "b.test.", "a.example."], &[A, AAAA, TXT, MX, PTR], &WAYS),
+    ),
     case("errors_of_upstreams", ". {\n bind BIND\n forward . 127.0.0.53\n}\n", everything),
     case("rewrite_names", REWRITE_NAMES, rewritten_names),
     case("rewrite_answers", REWRITE_ANSWERS, rewritten_answers),

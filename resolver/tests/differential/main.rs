@@ -62,6 +62,9 @@ macro_rules! agrees {
 agrees!(
     forward_and_cache,
     hosts,
+    forward_failover,
+    forward_next,
+    hosts_other_types,
     errors_of_upstreams,
     rewrite_names,
     rewrite_answers,

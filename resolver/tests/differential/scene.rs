@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use crate::cases::Case;
 use crate::compare;
 use crate::question::{PLAIN, Question};
-use crate::upstream::behaviour;
+use crate::upstream::{behaviour, failing};
 
 /// Longer than anything takes that works.
 const HANG: Duration = Duration::from_secs(60);
@@ -50,10 +50,9 @@ impl Scene {
         net.add_address("lo", "fd00::1".parse().unwrap(), 128).unwrap();
         net.add_address("lo", "fd00::2".parse().unwrap(), 128).unwrap();
         net.add_address("lo", "fd00::3".parse().unwrap(), 128).unwrap();
-        let start = |address: &str| {
-            net.run(|| Upstream::start(address.parse().unwrap(), behaviour)).unwrap().unwrap()
-        };
-        let upstreams = vec![start("127.0.0.53:53"), start("127.0.0.54:53")];
+        let good = net.run(|| Upstream::start("127.0.0.53:53".parse().unwrap(), behaviour)).unwrap().unwrap();
+        let bad = net.run(|| Upstream::start("127.0.0.54:53".parse().unwrap(), failing)).unwrap().unwrap();
+        let upstreams = vec![good, bad];
         let folder = tempfile::tempdir().unwrap();
         for (name, text) in case.files {
             std::fs::write(folder.path().join(name), text).unwrap();

@@ -90,6 +90,19 @@ pub(crate) fn behaviour(query: &[u8], transport: Transport) -> Vec<Reply> {
     vec![Reply::now(packet)]
 }
 
+/// A second server, which knows denials and nothing else: the others are SERVFAIL.
+pub(crate) fn failing(query: &[u8], _: Transport) -> Vec<Reply> {
+    let Some((name, _, _, question_end)) = question(query) else { return Vec::new() };
+    let world = World { rcode: 0, flags: RA, records: Vec::new() };
+    let world = match name.to_lowercase().split('.').next().unwrap_or_default() {
+        "nx" => World { rcode: 3, ..world }.soa(),
+        "empty" => world.soa(),
+        "refused" => World { rcode: 5, ..world },
+        _ => World { rcode: 2, ..world },
+    };
+    vec![Reply::now(build(query, question_end, &world, query.get(11) == Some(&1)))]
+}
+
 fn question(query: &[u8]) -> Option<(String, u16, u16, usize)> {
     let mut name = String::new();
     let mut at = 12;

@@ -9,6 +9,7 @@ mod cache;
 mod endpoints;
 mod forward;
 mod hosts;
+mod notices;
 mod rewrite;
 mod small;
 mod template;
@@ -26,13 +27,14 @@ use crate::report::{Diagnostic, Span, shown};
 use crate::suggest::nearest;
 
 /// The directives that are supported.
-const SUPPORTED: [&str; 23] = [
+const SUPPORTED: [&str; 27] = [
     "acl",
     "any",
     "bind",
     "bufsize",
     "cache",
     "chaos",
+    "debug",
     "dns64",
     "errors",
     "forward",
@@ -44,17 +46,20 @@ const SUPPORTED: [&str; 23] = [
     "loop",
     "minimal",
     "nsid",
+    "pprof",
     "prometheus",
     "ready",
     "reload",
     "rewrite",
     "template",
+    "timeouts",
+    "trace",
     "whoami",
 ];
 
 /// The other directives of CoreDNS 1.15.0 (`core/dnsserver/zdirectives.go`), with what to do where there is more to
 /// say than to remove the line.
-const UNSUPPORTED: [(&str, &str); 39] = [
+const UNSUPPORTED: [(&str, &str); 35] = [
     ("root", "write absolute paths instead"),
     ("metadata", ""),
     ("geoip", ""),
@@ -64,11 +69,7 @@ const UNSUPPORTED: [(&str, &str); 39] = [
     ("grpc_server", ""),
     ("https", ""),
     ("https3", ""),
-    ("timeouts", "remove it"),
     ("multisocket", "remove it: every CPU has a socket of its own already"),
-    ("debug", "remove it"),
-    ("trace", "remove it"),
-    ("pprof", "remove it"),
     ("shed", ""),
     ("dnstap", ""),
     ("siit", ""),
@@ -166,6 +167,10 @@ pub(crate) fn read(context: &mut Context<'_>, directive: &Directive, draft: &mut
         "any" => draft.block.any = answering::word(context, directive),
         "minimal" => draft.block.minimal = answering::word(context, directive),
         "whoami" => draft.block.whoami = answering::word(context, directive),
+        "debug" => notices::debug(context, directive),
+        "pprof" => notices::pprof(context, directive),
+        "trace" => notices::trace(context, directive),
+        "timeouts" => draft.block.timeouts = notices::timeouts(context, directive),
         _ => unknown(context, &directive.name),
     }
 }
@@ -180,7 +185,7 @@ fn may_repeat(context: &mut Context<'_>, directive: &Directive, earlier: Span) -
     let name = directive.name.text.as_str();
     let span = directive.name.span;
     match name {
-        "acl" | "bind" | "forward" | "log" | "rewrite" | "template" => true,
+        "acl" | "bind" | "debug" | "forward" | "log" | "rewrite" | "template" | "trace" => true,
         "health" => {
             context.report(
                 Diagnostic::warning(
