@@ -8,6 +8,7 @@
 
 mod around;
 mod directives;
+mod docs;
 mod grammar;
 mod node_local;
 mod properties;
