@@ -472,7 +472,10 @@ fn timeouts_are_read_and_what_does_nothing_says_so() {
         assert!(finding(directive).ends_with("is accepted and does nothing here"), "{directive}");
         block(directive);
     }
-    rejects(&["pprof {\n cpu\n}", "trace a b c"]);
+    for directive in ["pprof {\n cpu\n}", "trace a b c"] {
+        // Said twice: what is wrong, and that it does nothing.
+        assert_eq!(messages(&format!(". {{\n{directive}\n}}")).len(), 2, "{directive}");
+    }
 }
 
 #[test]
