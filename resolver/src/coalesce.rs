@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
 
@@ -17,23 +17,26 @@ use crate::metrics::Counter;
 /// Who waits for the answer to a question; `None`: nobody yet.
 type Waiting<V> = Option<watch::Sender<Option<V>>>;
 
+/// Those questions, and who waits for each.
+type UnderWay<K, V> = Mutex<HashMap<K, Waiting<V>>>;
+
 /// Questions under way. Bounded by the misses under way, which `listen` bounds.
 #[derive(Debug)]
 pub struct Coalescer<K, V> {
-    under_way: Mutex<HashMap<K, Waiting<V>>>,
+    under_way: Arc<UnderWay<K, V>>,
     /// Those who waited for somebody else's answer.
     pub joined: Counter,
 }
 
 impl<K, V> Default for Coalescer<K, V> {
     fn default() -> Self {
-        Self { under_way: Mutex::default(), joined: Counter::default() }
+        Self { under_way: Arc::default(), joined: Counter::default() }
     }
 }
 
 /// What becomes of somebody who asks.
-enum Role<'a, K: Eq + Hash, V> {
-    Leads(Entry<'a, K, V>),
+enum Role<K: Eq + Hash, V> {
+    Leads(Entry<K, V>),
     Waits(watch::Receiver<Option<V>>),
     IsAnswered(V),
 }
@@ -55,17 +58,30 @@ where
         match self.join(key, answered_meanwhile) {
             Role::IsAnswered(answer) => Some(answer),
             Role::Waits(mut answer) => answer.wait_for(Option::is_some).await.ok()?.clone(),
-            Role::Leads(entry) => {
-                let answer = lead.await;
-                if let Some(waiting) = entry.leave() {
-                    waiting.send_replace(Some(answer.clone()));
-                }
-                Some(answer)
-            }
+            Role::Leads(entry) => Some(entry.lead(lead).await),
         }
     }
 
-    fn join(&self, key: K, answered_meanwhile: impl FnOnce() -> Option<V>) -> Role<'_, K, V> {
+    /// As [`Coalescer::ask`], for a question that is asked to its end, whoever waits: who leads does so in a task of its
+    /// own, so the future may be dropped once it has been polled.
+    pub async fn ask_to_the_end(
+        &self,
+        key: K,
+        answered_meanwhile: impl FnOnce() -> Option<V>,
+        lead: impl Future<Output = V> + Send + 'static,
+    ) -> Option<V>
+    where
+        K: Send + 'static,
+        V: Send + Sync + 'static,
+    {
+        match self.join(key, answered_meanwhile) {
+            Role::IsAnswered(answer) => Some(answer),
+            Role::Waits(mut answer) => answer.wait_for(Option::is_some).await.ok()?.clone(),
+            Role::Leads(entry) => tokio::spawn(entry.lead(lead)).await.ok(),
+        }
+    }
+
+    fn join(&self, key: K, answered_meanwhile: impl FnOnce() -> Option<V>) -> Role<K, V> {
         let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(waiting) = under_way.get_mut(&key) {
             self.joined.add(1);
@@ -76,7 +92,7 @@ where
         }
         under_way.insert(key.clone(), None);
         drop(under_way);
-        Role::Leads(Entry { under_way: &self.under_way, key: Some(key) })
+        Role::Leads(Entry { under_way: Arc::clone(&self.under_way), key: Some(key) })
     }
 
     /// Questions under way, now.
@@ -91,14 +107,22 @@ where
 }
 
 /// A question under way; nobody can join it any more once this is dropped, however the leader ends.
-struct Entry<'a, K: Eq + Hash, V> {
-    under_way: &'a Mutex<HashMap<K, Waiting<V>>>,
+struct Entry<K: Eq + Hash, V> {
+    under_way: Arc<UnderWay<K, V>>,
     key: Option<K>,
 }
 
-impl<K: Eq + Hash, V> Entry<'_, K, V> {
-    fn leave(mut self) -> Waiting<V> {
-        self.take()
+impl<K: Eq + Hash, V> Entry<K, V> {
+    /// Asks, and tells those who wait.
+    async fn lead(mut self, lead: impl Future<Output = V>) -> V
+    where
+        V: Clone,
+    {
+        let answer = lead.await;
+        if let Some(waiting) = self.take() {
+            waiting.send_replace(Some(answer.clone()));
+        }
+        answer
     }
 
     fn take(&mut self) -> Waiting<V> {
@@ -107,7 +131,7 @@ impl<K: Eq + Hash, V> Entry<'_, K, V> {
     }
 }
 
-impl<K: Eq + Hash, V> Drop for Entry<'_, K, V> {
+impl<K: Eq + Hash, V> Drop for Entry<K, V> {
     fn drop(&mut self) {
         // Those who wait learn by it that nobody answers them.
         drop(self.take());
@@ -117,7 +141,6 @@ impl<K: Eq + Hash, V> Drop for Entry<'_, K, V> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
     #[tokio::test]
@@ -147,6 +170,24 @@ mod tests {
         }
         assert_eq!(asked.load(Relaxed), 1);
         assert_eq!(coalescer.ask(1, || Some(9), async { 0 }).await, Some(9));
+    }
+
+    #[tokio::test]
+    async fn a_question_asked_to_the_end_outlives_who_asked_it() {
+        let coalescer = Coalescer::<u8, usize>::default();
+        let gate = Arc::new(tokio::sync::Semaphore::new(0));
+        let (opened, lead_gate) = (Arc::clone(&gate), Arc::clone(&gate));
+        let lead = async move {
+            drop(lead_gate.acquire().await);
+            7
+        };
+        let first = coalescer.ask_to_the_end(1, || None, lead);
+        assert!(tokio::time::timeout(std::time::Duration::ZERO, first).await.is_err());
+        assert_eq!(coalescer.len(), 1);
+        let second = coalescer.ask(1, || None, async { 9 });
+        let (answer, ()) = tokio::join!(second, async move { opened.add_permits(1) });
+        assert_eq!(answer, Some(7));
+        assert!(coalescer.is_empty());
     }
 
     #[tokio::test]

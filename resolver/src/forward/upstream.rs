@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use nodestub_corefile::config::{Forward, Transport};
-use nodestub_wire::{Ask, Flags, Rcode};
+use nodestub_wire::{Ask, CLASS_IN, Flags, Rcode, rtype};
 
 use super::rtt::SmoothedRtt;
 use super::tcp::TcpPool;
@@ -39,6 +39,8 @@ pub struct Upstream {
     pub address: SocketAddr,
     max_fails: u32,
     pub(super) health_check: Duration,
+    /// What probes ask.
+    pub(super) probe_ask: Ask,
     /// The transport of probes: the one that questions use.
     probe_by: Protocol,
     udp: UdpPool,
@@ -63,6 +65,15 @@ impl Upstream {
             address,
             max_fails: config.max_fails,
             health_check: config.health_check,
+            probe_ask: Ask {
+                name: config.probe_name.as_bytes().into(),
+                qtype: rtype::NS,
+                qclass: CLASS_IN,
+                recursion_desired: !config.probe_without_recursion,
+                checking_disabled: false,
+                dnssec_ok: false,
+                options: Box::default(),
+            },
             probe_by: if config.transport == Transport::Tcp { Protocol::Tcp } else { Protocol::Udp },
             udp: UdpPool::new(address),
             tcp: TcpPool::new(address, config.expire),

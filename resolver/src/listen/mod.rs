@@ -543,7 +543,9 @@ async fn dispatch(shared: Arc<Shared>, mut queue: mpsc::Receiver<(Miss, udp::Rep
         tokio::spawn(async move {
             let _places = (place, permit);
             let reply = shared.resolver.resolve(miss).await;
-            if reply_to.send(&reply, client).is_err() {
+            if let Some(reply) = reply
+                && reply_to.send(&reply, client).is_err()
+            {
                 shared.drops.replies.add(1);
             }
         });

@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nodestub_corefile::config::Timeouts;
 use nodestub_wire::{Admission, Query, add_keepalive, asks_keepalive};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -105,6 +106,8 @@ pub(super) async fn serve(shared: Arc<Shared>, mut idle: Idle) {
 /// Serves until the connection ends (`None`), or connections are to move and nothing is under way on this one.
 async fn serve_until_moved(shared: &Arc<Shared>, movers: &mut Movers, idle: Idle) -> Option<Idle> {
     let Idle { stream, client, address, has_asked, unread, place } = idle;
+    let timeouts =
+        shared.tables.load().listeners.get(&address).map(|zones| zones.timeouts).unwrap_or_default();
     let (read_half, write_half) = stream.into_split();
     let (replies, queue) = mpsc::channel(REPLY_QUEUE);
     let mut connection = Connection {
@@ -115,9 +118,11 @@ async fn serve_until_moved(shared: &Arc<Shared>, movers: &mut Movers, idle: Idle
         replies,
         pressure: shared.clients.pressure(),
         under_way: Arc::new(Semaphore::new(MAX_UNDER_WAY)),
+        timeouts,
+        queries: 0,
     };
     // The writer ends when the reader and all misses have let go of `replies`, or when the client does not read.
-    let write = tokio::spawn(write(write_half, queue, Arc::clone(shared)));
+    let write = tokio::spawn(write(write_half, queue, Arc::clone(shared), timeouts.write.unwrap_or(WRITE)));
     let mut frames = FrameReader::with_buffer(read_half, unread);
     let moves = connection.read(&mut frames, movers).await;
     let has_asked = connection.has_asked;
@@ -139,6 +144,9 @@ struct Connection {
     replies: mpsc::Sender<Vec<u8>>,
     pressure: watch::Receiver<Pressure>,
     under_way: Arc<Semaphore>,
+    timeouts: Timeouts,
+    /// Asked on it since this process has it.
+    queries: u32,
 }
 
 impl Connection {
@@ -146,7 +154,10 @@ impl Connection {
     async fn read(&mut self, frames: &mut FrameReader<impl AsyncRead + Unpin>, movers: &mut Movers) -> bool {
         let mut silent_since = tokio::time::Instant::now();
         loop {
-            let usual = if self.has_asked { IDLE } else { FIRST_QUERY };
+            if self.timeouts.max_queries.is_some_and(|most| self.queries >= most) {
+                return false;
+            }
+            let usual = if self.has_asked { self.idle() } else { self.timeouts.read.unwrap_or(FIRST_QUERY) };
             let patience = self.pressure.borrow_and_update().patience(usual);
             let packet = tokio::select! {
                 biased;
@@ -166,6 +177,7 @@ impl Connection {
                 changed = self.pressure.changed() => if changed.is_ok() { continue } else { return false },
             };
             self.has_asked = true;
+            self.queries = self.queries.saturating_add(1);
             if !self.query(packet).await {
                 return false;
             }
@@ -187,6 +199,7 @@ impl Connection {
             now: self.shared.resolver.clock.now(),
             protocol: Protocol::Tcp,
             v6: is_v6(self.client),
+            client: Some(self.client.ip()),
         };
         match answer(&context, &mut packet, length) {
             Outcome::Ignore => false,
@@ -206,6 +219,8 @@ impl Connection {
                     packet,
                     query,
                     route: Arc::clone(route),
+                    tables: Arc::clone(&tables),
+                    listener: self.address,
                     client: self.client,
                     protocol: Protocol::Tcp,
                     received,
@@ -232,7 +247,7 @@ impl Connection {
         };
         let (shared, replies) = (Arc::clone(&self.shared), self.replies.clone());
         tokio::spawn(async move {
-            let reply = finish(shared.resolver.resolve(miss).await, keepalive);
+            let reply = shared.resolver.resolve(miss).await.and_then(|reply| finish(reply, keepalive));
             // A client that does not read keeps a place of its own, and none of those that all share.
             drop(permit);
             if let Some(reply) = reply {
@@ -244,11 +259,16 @@ impl Connection {
         true
     }
 
+    /// How long the connection may be silent between queries, where places are plenty.
+    fn idle(&self) -> Duration {
+        self.timeouts.idle.unwrap_or(IDLE)
+    }
+
     /// What a client that asks for it is told of how long its connection may be silent, in tenths of a second.
     fn keepalive_for(&self, packet: &[u8]) -> Option<u16> {
         let Admission::Accept(query) = Query::admit(packet) else { return None };
         asks_keepalive(packet, &query).then(|| {
-            let patience = self.pressure.borrow().patience(IDLE);
+            let patience = self.pressure.borrow().patience(self.idle());
             u16::try_from(patience.as_millis() / 100).unwrap_or(u16::MAX)
         })
     }
@@ -259,6 +279,9 @@ impl Connection {
         lane.observe_durations(received.elapsed(), 1);
         if let Some(kind) = reply.cached {
             lane.cache_hit(kind);
+        }
+        if reply.allowed {
+            lane.allowed();
         }
         if let Some((block, query)) = &reply.logged {
             let line = LogLine::new(query, self.client, &reply.observation, packet, received);
@@ -280,6 +303,7 @@ async fn write<W: AsyncWrite + Unpin>(
     mut socket: W,
     mut queue: mpsc::Receiver<Vec<u8>>,
     shared: Arc<Shared>,
+    usual: Duration,
 ) -> Option<W> {
     let pressure = shared.clients.pressure();
     while let Some(mut replies) = queue.recv().await {
@@ -289,7 +313,7 @@ async fn write<W: AsyncWrite + Unpin>(
         {
             replies.extend_from_slice(&more);
         }
-        let patience = pressure.borrow().patience(WRITE);
+        let patience = pressure.borrow().patience(usual);
         match timeout(patience, socket.write_all(&replies)).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return None,

@@ -58,6 +58,8 @@ pub fn render(shared: &Shared, facts: &Facts) -> String {
     responses(&mut page, &routes);
     routes.retain(|route| route.zone != DROPPED);
     cache(&mut page, shared, &tables, &routes);
+    acl(&mut page, &routes);
+    shared.resolver.plugin_counters.write(&mut page);
     forward(&mut page, &tables);
     hosts(&mut page, &tables);
     process(&mut page, shared, facts);
@@ -205,6 +207,9 @@ fn cache(page: &mut Page, shared: &Shared, tables: &Tables, routes: &[&RouteCoun
     let help = "The count of cache misses. Deprecated, derive misses from cache hits/requests counters.";
     counter("coredns_cache_misses_total", help, &[None], &|lane, _| lane.cache_misses.get());
 
+    let help = "The number of requests served from stale cache entries.";
+    counter("coredns_cache_served_stale_total", help, &[None], &|lane, _| lane.stale.get());
+
     let mut entries = BTreeMap::new();
     for (listener, zones) in &tables.listeners {
         for route in zones.routes() {
@@ -239,6 +244,18 @@ fn cache(page: &mut Page, shared: &Shared, tables: &Tables, routes: &[&RouteCoun
     page.single("nodestub_cache_names", "gauge", "Kept answers of all zones.", stats.entries);
     let help = "Answers not kept because the capacity of their server block was full.";
     page.single("nodestub_cache_refused_total", "counter", help, stats.refused);
+}
+
+fn acl(page: &mut Page, routes: &[&RouteCounters]) {
+    let name = "coredns_acl_allowed_requests_total";
+    page.family(name, "counter", "Counter of DNS requests being allowed.");
+    let mut servers: BTreeMap<&str, u64> = BTreeMap::new();
+    for route in routes {
+        *servers.entry(&route.server).or_default() += route.sum(|lane| lane.acl_allowed.get());
+    }
+    for (server, count) in servers.into_iter().filter(|(_, count)| *count > 0) {
+        page.sample(name, &[("server", &server), ("view", &"")], count);
+    }
 }
 
 fn forward(page: &mut Page, tables: &Tables) {
