@@ -1,13 +1,14 @@
 //! The fast side's decision: what becomes of a packet from a client. No waiting, no allocation, no clock.
 //!
 //! ```text
-//!   packet ──admit──► query ──zone──► route ──cache──► reply, in the buffer that the query came in
-//!      │                 │              │        └──── miss: the slow side
+//!   packet ──admit──► query ──zone──► route ──lets pass?──cache──► reply, in the buffer that the query came in
+//!      │                 │              │        └──── no, or a miss: the slow side
 //!      └─ ignore, or an error reply ────┘
 //! ```
 //!
 //! The same function serves UDP and TCP; only what is done with the outcome differs.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use nodestub_cache::{Cache, Hit, Key, Kind, Millis, Probe};
@@ -40,6 +41,8 @@ pub struct Replied<'a> {
     pub cached: Option<Kind>,
     /// The block that answered, for its log; with the query.
     pub logged: Option<(&'a Block, Query)>,
+    /// An access list has let it pass.
+    pub allowed: bool,
 }
 
 /// What the decision depends on besides the packet.
@@ -55,31 +58,52 @@ pub struct Context<'a> {
     pub protocol: Protocol,
     /// Whether by IPv6.
     pub v6: bool,
+    /// The client; may be `None` where no block of these zones asks ([`Zones::asks_for_client`]).
+    pub client: Option<IpAddr>,
 }
 
 /// Decides about the first `length` bytes of `buffer`, and builds the reply in it where there is one to give at once.
 pub fn answer<'a>(context: &Context<'a>, buffer: &mut [u8], length: usize) -> Outcome<'a> {
     let packet = buffer.get(..length).unwrap_or_default();
-    let query = match Query::admit(packet) {
+    let mut query = match Query::admit(packet) {
         Admission::Accept(query) => query,
         Admission::Ignore => return Outcome::Ignore,
         Admission::Reject(rcode) => return reject(context, buffer, length, None, rcode),
     };
-    if query.qclass != CLASS_IN {
+    if query.qclass != CLASS_IN && !context.zones.serves_other_classes {
         return reject(context, buffer, length, Some(&query), Rcode::REFUSED);
     }
     if query.edns.is_some_and(|edns| edns.version != 0) {
         return reject(context, buffer, length, Some(&query), Rcode::BADVERS);
     }
-    let Some(route) = context.zones.find(query.name.as_bytes(), query.qtype, query.qclass) else {
+    let Some(route) = context.zones.find(query.name.as_bytes(), query.qtype) else {
         return reject(context, buffer, length, Some(&query), Rcode::REFUSED);
     };
+    if let Some(edns) = &mut query.edns {
+        edns.udp_size = edns.udp_size.min(route.block.bufsize);
+    }
+    let chain = route.block.chain.as_ref();
+    if chain.is_some_and(|chain| !chain.lets_pass(&query, context.client, context.v6)) {
+        return Outcome::Miss(query, route);
+    }
     let Some(policy) = &route.block.cache else { return Outcome::Miss(query, route) };
+    let balance = chain.and_then(|chain| chain.balance.as_ref());
     let limit = size_limit(&query, context.protocol);
     let key = cache_key(&query, &route.block);
     let probe = context.cache.probe(&key, context.now, |hit: Hit<'_>| {
         let ttl = if policy.keep_ttl { hit.ttl } else { hit.ttl_left };
         let length = hit.answer.write(buffer, &query, Some(ttl), limit)?;
+        if let Some(balance) = balance
+            && hit.answer.rcode == Rcode::NOERROR
+        {
+            let records = buffer.get_mut(query.question_end..length)?;
+            let [answers, ..] = hit.answer.counts;
+            let ordered =
+                balance.shuffle_in_place(records, answers, hit.answer.ttl_offsets, &mut rand::rng());
+            if !ordered {
+                return None;
+            }
+        }
         Some((length, hit.answer.rcode, hit.kind))
     });
     match probe {
@@ -93,10 +117,11 @@ pub fn answer<'a>(context: &Context<'a>, buffer: &mut [u8], length: usize) -> Ou
                 counters,
                 cached: Some(kind),
                 logged,
+                allowed: chain.is_some_and(|chain| chain.acl.is_some()),
             })
         }
-        // A reply that is too long for the buffer, an answer that is not there, and one that cannot be had without
-        // waiting are all the slow side's.
+        // A reply that is too long for the buffer, one whose order takes more than a swap, an answer that is not there,
+        // and one that cannot be had without waiting are all the slow side's.
         Probe::Hit(None) | Probe::Miss | Probe::Busy => Outcome::Miss(query, route),
     }
 }
@@ -144,7 +169,14 @@ fn reject<'a>(
     };
     debug_assert!(Header::parse(buffer).is_ok(), "a reply has a header");
     let counters = &*context.zones.dropped;
-    Outcome::Reply(Replied { length: reply_length, observation, counters, cached: None, logged: None })
+    Outcome::Reply(Replied {
+        length: reply_length,
+        observation,
+        counters,
+        cached: None,
+        logged: None,
+        allowed: false,
+    })
 }
 
 fn observation(

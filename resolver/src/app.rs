@@ -37,7 +37,7 @@ use crate::control::{self, Stage};
 use crate::handover::{Entrance, Event, HandoverError, Handovers, Identity, Pantry, Post, StoodBy, Taken};
 use crate::listen::{BindError, Listeners, MAX_WORKERS, Shared};
 use crate::loops::{self, LoopProbes};
-use crate::metrics::Counter;
+use crate::metrics::{Counter, PluginCounters};
 use crate::node::{self, Node, WishError};
 use crate::obstacles::{self, Obstacles};
 use crate::privileges;
@@ -456,6 +456,8 @@ fn new_resolver(arguments: &Serve) -> io::Result<Resolver> {
         coalescer: Coalescer::default(),
         secret_label: SecretLabel::new(),
         panics: Counter::default(),
+        plugin_counters: PluginCounters::default(),
+        rechecks: Arc::default(),
     })
 }
 

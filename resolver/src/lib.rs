@@ -6,6 +6,7 @@
 //!   listen/{udp,tcp}  takes it in            sys      recvmmsg, sendmmsg: the one file with unsafe code
 //!   answer            decides on the spot    tables   what a Corefile compiles to
 //!   resolve           what must be asked     coalesce, local, forward/{udp,tcp,upstream,health}, loops
+//!   chain             directives around the cache     asked, rewrite, acl, dns64, load_balance
 //!   metrics, query_log, admin, admin_tls     what is seen from outside
 //!   handover          to a newer process, and from an older one
 //!   privileges, signals, control, service   rights, the end, what probes ask, word to systemd
@@ -17,21 +18,26 @@
 //! rules `nodestub-dataplane`'s. This crate is a library for its own tests only.
 #![deny(unsafe_code)]
 
+pub mod acl;
 pub mod admin;
 pub mod admin_tls;
 pub mod answer;
 pub mod app;
 pub mod args;
+pub mod asked;
+pub mod chain;
 pub mod cleanup;
 pub mod clock;
 pub mod coalesce;
 pub mod control;
+pub mod dns64;
 pub mod forward;
 pub mod framing;
 pub mod handover;
 pub mod holder;
 pub mod kube_dns;
 pub mod listen;
+pub mod load_balance;
 pub mod local;
 pub mod loops;
 pub mod metrics;
@@ -42,6 +48,7 @@ pub mod privileges;
 pub mod proof;
 pub mod query_log;
 pub mod resolve;
+pub mod rewrite;
 pub mod service;
 pub mod signals;
 pub mod sources;

@@ -126,6 +126,7 @@ async fn probe(shared: &Shared, zone: &Name, upstream: &Arc<Upstream>) -> Option
         recursion_desired: true,
         checking_disabled: false,
         dnssec_ok: false,
+        options: Box::default(),
     };
     let answered = matches!(timeout(PATIENCE, upstream.probe(&ask)).await, Ok(Ok(_)));
     probes.end(&probe);

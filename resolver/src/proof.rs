@@ -281,6 +281,7 @@ fn ask(domain: Option<&Name>) -> Ask {
         recursion_desired: true,
         checking_disabled: false,
         dnssec_ok: false,
+        options: Box::default(),
     }
 }
 

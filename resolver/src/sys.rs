@@ -4,6 +4,7 @@
 //!   in, and goes back to where it came from.
 //! - [`steer_by_cpu`]: which socket of a `SO_REUSEPORT` group takes a packet (`SO_ATTACH_REUSEPORT_CBPF`).
 //! - [`send_reply`]: one late reply from the slow side.
+//! - [`give_back_memory`]: what the allocator keeps and nobody uses.
 //!
 //! Everything is plain old data and lives in fixed arrays; the kernel is only ever given pointers into `self`, for the
 //! time of one call.
@@ -297,6 +298,16 @@ pub fn send_reply(
     // SAFETY: all pointers lead to values of this function, which outlive the call; sendmsg writes through none.
     let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const header, 0) };
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Returns memory that was freed, and that the allocator has kept, to the system. Nothing where the C library has no
+/// call for it (musl, which keeps little).
+pub fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim takes no pointer, and is safe to call from any thread at any time.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 /// Lets the CPU that received a packet choose the socket of a `SO_REUSEPORT` group of `sockets` sockets: `cpus[i]` gets

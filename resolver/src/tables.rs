@@ -1,7 +1,7 @@
 //! A Corefile, compiled: what a query is looked up in. Built beside the running one, then swapped whole.
 //!
 //! ```text
-//!   listening address ──► Zones ──longest zone──► Route ──► Block: cache, hosts, forward
+//!   listening address ──► Zones ──longest zone──► Route ──► Block: chain, cache, templates, hosts, forward
 //! ```
 //!
 //! [`Workshop`] outlives the tables. What a new Corefile has in common with the old one (forwarders with their
@@ -17,13 +17,15 @@ use std::time::Duration;
 
 use nodestub_cache::{Bounds, Limits};
 use nodestub_corefile::config::{
-    BindTarget, Cache, Config, Forward, Hosts, HttpAddr, Reload, ServerBlock, Upstream,
+    BindTarget, Cache, Config, Forward, Hosts, HttpAddr, Reload, ServeStale, ServerBlock, Timeouts, Upstream,
 };
 use nodestub_corefile::nameservers;
-use nodestub_wire::{CLASS_IN, MAX_LABELS, Name, rtype};
+use nodestub_wire::{MAX_LABELS, Name, rtype};
 
+use crate::chain::Chain;
 use crate::forward::Forwarder;
 use crate::local::hosts::HostsTable;
+use crate::local::template::Templates;
 use crate::metrics::{DROPPED, RouteCounters};
 
 /// Most upstreams of one `forward` (CoreDNS `maxUpstreams`).
@@ -71,6 +73,12 @@ pub struct Zones {
     label_counts: u128,
     /// Counters for queries of no zone.
     pub dropped: Arc<RouteCounters>,
+    /// Some block has `acl`: who asks must be known.
+    pub asks_for_client: bool,
+    /// Some block has `chaos` or `forward`: classes other than IN are not refused (as in CoreDNS).
+    pub serves_other_classes: bool,
+    /// `timeouts` of its blocks; the first that says one.
+    pub timeouts: Timeouts,
 }
 
 /// A zone on a listening address.
@@ -93,6 +101,16 @@ pub struct Block {
     pub cache: Option<CachePolicy>,
     /// `hosts`.
     pub hosts: Option<Arc<HostsTable>>,
+    /// `template`.
+    pub templates: Option<Templates>,
+    /// Directives around the cache.
+    pub chain: Option<Chain>,
+    /// `minimal`.
+    pub minimal: bool,
+    /// `whoami`.
+    pub whoami: bool,
+    /// `bufsize`: what clients take at most, whatever they say, in bytes.
+    pub bufsize: u16,
     /// `forward`.
     pub forwarders: Vec<Arc<Forwarder>>,
     /// `loop`.
@@ -114,6 +132,8 @@ pub struct CachePolicy {
     pub capacities: [usize; 2],
     /// `keepttl`.
     pub keep_ttl: bool,
+    /// `serve_stale`.
+    pub stale: Option<ServeStale>,
     zones: Vec<Name>,
     disable_success: Vec<Name>,
     disable_denial: Vec<Name>,
@@ -170,6 +190,7 @@ impl Workshop {
     /// What the file refers to is not there.
     pub fn compile(&mut self, config: &Config) -> Result<Tables, CompileError> {
         let mut routes: HashMap<SocketAddr, HashMap<Box<[u8]>, Arc<Route>>> = HashMap::new();
+        let mut timeouts: HashMap<SocketAddr, Timeouts> = HashMap::new();
         let mut tables = Tables {
             listeners: HashMap::new(),
             blocks: Vec::new(),
@@ -183,6 +204,7 @@ impl Workshop {
             for key in &server_block.zones {
                 for address in &addresses {
                     let listener = SocketAddr::new(*address, key.port);
+                    merge(timeouts.entry(listener).or_default(), server_block.timeouts);
                     let counters = self.counters(&server_label(listener), &key.zone.to_string());
                     let route = Route { zone: key.zone.clone(), counters, block: Arc::clone(&block) };
                     let zones = routes.entry(listener).or_default();
@@ -199,7 +221,13 @@ impl Workshop {
         }
         for (listener, by_name) in routes {
             let dropped = self.counters(&server_label(listener), DROPPED);
-            tables.listeners.insert(listener, Arc::new(Zones::new(by_name, dropped)));
+            tables.listeners.insert(
+                listener,
+                Arc::new(Zones {
+                    timeouts: timeouts.remove(&listener).unwrap_or_default(),
+                    ..Zones::new(by_name, dropped)
+                }),
+            );
         }
         Ok(tables)
     }
@@ -225,9 +253,17 @@ impl Workshop {
             &upstreams,
         )
             .hash(&mut meaning);
+        // What changes what is kept, or how it is packed. What is done around the cache alone does not.
+        (&block.template, block.minimal, block.whoami, block.load_balance.is_some(), &block.rewrite)
+            .hash(&mut meaning);
         let forwarders = block.forward.iter().zip(&upstreams).map(|(config, to)| self.forwarder(config, to));
         Ok(Block {
             id: meaning.finish(),
+            templates: (!block.template.is_empty()).then(|| Templates::new(&block.template)),
+            chain: Chain::new(block),
+            minimal: block.minimal,
+            whoami: block.whoami,
+            bufsize: block.bufsize.unwrap_or(u16::MAX),
             forwarders: forwarders.collect(),
             cache: block.cache.as_ref().map(CachePolicy::new),
             hosts: block.hosts.as_ref().map(|config| self.hosts(config)),
@@ -295,7 +331,19 @@ impl Zones {
         let bit =
             |route: &Arc<Route>| 1_u128.checked_shl(u32::try_from(route.zone.labels().count()).unwrap_or(0));
         let label_counts = by_name.values().filter_map(bit).fold(0, |bits, bit| bits | bit);
-        Self { by_name, label_counts, dropped }
+        let any = |has: fn(&Block) -> bool| by_name.values().any(|route| has(&route.block));
+        let asks_for_client = any(|block| block.chain.as_ref().is_some_and(|chain| chain.acl.is_some()));
+        let serves_other_classes = any(|block| {
+            !block.forwarders.is_empty() || block.chain.as_ref().is_some_and(|chain| chain.chaos.is_some())
+        });
+        Self {
+            by_name,
+            label_counts,
+            dropped,
+            asks_for_client,
+            serves_other_classes,
+            timeouts: Timeouts::default(),
+        }
     }
 
     /// All routes.
@@ -305,10 +353,7 @@ impl Zones {
 
     /// The route of the longest zone that holds `name` (lower-cased wire form). A DS record belongs to the parent, so
     /// for that type a shorter zone other than the root wins where there is one (as in CoreDNS).
-    pub fn find(&self, name: &[u8], qtype: u16, qclass: u16) -> Option<&Arc<Route>> {
-        if qclass != CLASS_IN {
-            return None;
-        }
+    pub fn find(&self, name: &[u8], qtype: u16) -> Option<&Arc<Route>> {
         let mut starts = [0_u8; MAX_LABELS + 1];
         let mut labels = 0;
         let mut at = 0;
@@ -350,6 +395,7 @@ impl CachePolicy {
             },
             capacities: [cache.success.capacity, cache.denial.capacity],
             keep_ttl: cache.keep_ttl,
+            stale: cache.serve_stale.clone(),
             zones: cache.zones.clone(),
             disable_success: cache.disable_success.clone(),
             disable_denial: cache.disable_denial.clone(),
@@ -369,6 +415,14 @@ impl CachePolicy {
         };
         self.covers(name) && !disabled.iter().any(|zone| name.is_within(zone))
     }
+}
+
+/// What one block says about connections, and another has not said before.
+fn merge(timeouts: &mut Timeouts, more: Timeouts) {
+    timeouts.read = timeouts.read.or(more.read);
+    timeouts.write = timeouts.write.or(more.write);
+    timeouts.idle = timeouts.idle.or(more.idle);
+    timeouts.max_queries = timeouts.max_queries.or(more.max_queries);
 }
 
 /// CoreDNS's `server` label: `dns://169.254.20.10:53`; a wildcard address is left out.
@@ -513,6 +567,11 @@ mod tests {
                 id: 0,
                 cache: None,
                 hosts: None,
+                templates: None,
+                chain: None,
+                minimal: false,
+                whoami: false,
+                bufsize: u16::MAX,
                 forwarders: Vec::new(),
                 detect_loop: false,
                 errors: false,
@@ -526,7 +585,7 @@ mod tests {
     }
 
     fn found(zones: &Zones, query: &str, qtype: u16) -> Option<String> {
-        zones.find(name(query).as_bytes(), qtype, 1).map(|route| route.zone.to_string())
+        zones.find(name(query).as_bytes(), qtype).map(|route| route.zone.to_string())
     }
 
     #[test]
@@ -549,9 +608,8 @@ mod tests {
     }
 
     #[test]
-    fn a_name_of_no_zone_or_another_class_finds_nothing() {
+    fn a_name_of_no_zone_finds_nothing() {
         let zones = zones(&["cluster.local"]);
         assert_eq!(found(&zones, "example.com", 1), None);
-        assert!(zones.find(name("cluster.local").as_bytes(), 1, 3).is_none());
     }
 }

@@ -111,6 +111,7 @@ fn answers(listener: SocketAddr, name: &Name) -> bool {
         recursion_desired: false,
         checking_disabled: false,
         dnssec_ok: false,
+        options: Box::default(),
     };
     let id = rand::rng().random();
     let server = reachable(listener);

@@ -58,7 +58,7 @@ fn check_names_the_place_of_what_is_wrong_and_what_was_meant() {
         (". {\n    bind 127.0.0.1\n", ":1:3", "{", ""),
         (". {\n    kubernetes cluster.local\n}\n", ":2:5", "kubernetes", ""),
         (". {\n    health :99999\n}\n", ":2:12", ":99999", ""),
-        (". {\n    whoami\n}\n", ":2:5", "whoami", ""),
+        (". {\n    erratic\n}\n", ":2:5", "erratic", ""),
         (". {\n}\n. {\n}\n", ":3:1", ".", ""),
     ] {
         let (output, said) = check(text);

@@ -14,13 +14,13 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use allocation_counter::measure;
-use nodestub_cache::{Cache, Millis, NewEntry, judge};
+use nodestub_cache::{Cache, Kind, Millis, NewEntry, judge};
 use nodestub_lab::upstream::{Data, answer as upstream_answer, denial};
 use nodestub_lab::{Answer, Options, Rcode, dns};
 use nodestub_resolver::answer::{Context, Outcome, answer, cache_key};
 use nodestub_resolver::metrics::Protocol;
 use nodestub_resolver::tables::{Tables, Workshop, Zones};
-use nodestub_wire::{Admission, OwnedAnswer, Query, Reply};
+use nodestub_wire::{Admission, Flags, OwnedAnswer, OwnedRecord, Query, Reply};
 
 const START: Millis = Millis(1_000_000);
 
@@ -48,13 +48,13 @@ impl Bench {
 
     fn context(&self, listener: &str, seconds: u64, protocol: Protocol) -> Context<'_> {
         let now = Millis(START.0 + 1000 * seconds);
-        Context { zones: self.zones(listener), cache: &self.cache, now, protocol, v6: false }
+        Context { zones: self.zones(listener), cache: &self.cache, now, protocol, v6: false, client: None }
     }
 
     /// Keeps an upstream's response at the start of time, as the slow side would.
     fn keep(&self, listener: &str, query: &[u8], response: &[u8]) {
         let Admission::Accept(query) = Query::admit(query) else { panic!("not admitted") };
-        let route = self.zones(listener).find(query.name.as_bytes(), query.qtype, query.qclass).unwrap();
+        let route = self.zones(listener).find(query.name.as_bytes(), query.qtype).unwrap();
         let policy = route.block.cache.as_ref().unwrap();
         let reply = Reply::parse(response).unwrap();
         let judgement = judge(response, &reply, &policy.limits);
@@ -135,6 +135,81 @@ fn a_hit_allocates_nothing_whatever_it_says_and_however_it_is_asked() {
                 assert_eq!(allocations.count_total, 0, "{rcode} {way} by {protocol:?}");
             }
         }
+    }
+}
+
+/// A block with all that stands around a cache.
+const WITH_A_CHAIN: &str = "test {
+    bind 127.0.0.1
+    nsid us
+    bufsize 1232
+    local
+    dns64
+    any
+    loadbalance {
+        prefer 192.0.2.3/32
+    }
+    rewrite continue edns0 local set 0xffee x
+    rewrite name suffix .old.test .test
+    rewrite ttl regex ^fixed 5
+    acl {
+        allow net 192.0.2.0/24
+        block
+    }
+    cache
+    forward . 192.0.2.53
+}
+";
+
+#[test]
+fn a_hit_that_no_directive_around_the_cache_touches_allocates_nothing_and_others_are_no_hits() {
+    let bench = Bench::new(WITH_A_CHAIN);
+    let options = Options::default();
+    let addresses = [1, 2, 3].map(|last| Ipv4Addr::new(192, 0, 2, last));
+    for name in ["a.test", "x.old.test", "fixed.test", "localhost.test"] {
+        let query = question(name, &options);
+        let records: Vec<_> = addresses.iter().map(|ip| (name, 300, Data::A(*ip))).collect();
+        let response = upstream_answer(&query, &records).unwrap();
+        // Packed as the slow side packs what `loadbalance` will reorder.
+        let unpacked = OwnedRecord::unpack(&response, &Reply::parse(&response).unwrap()).unwrap();
+        let Admission::Accept(query) = Query::admit(&query) else { panic!("not admitted") };
+        let route = bench.zones(HERE).find(query.name.as_bytes(), query.qtype).unwrap();
+        let answer =
+            OwnedRecord::pack(query.name.as_bytes(), Flags(0), nodestub_wire::Rcode::NOERROR, &unpacked)
+                .unwrap();
+        let entry = NewEntry { answer: &answer, ttl: 300, kind: Kind::Success, capacity: 1024 };
+        bench.cache.insert(&cache_key(&query, &route.block), &entry, START);
+    }
+    let friend = Some("192.0.2.7".parse().unwrap());
+    let ask = |name: &str, client| {
+        let context = Context { client, ..bench.context(HERE, 1, Protocol::Udp) };
+        let query = question(name, &options);
+        let mut buffer = [0; 4096];
+        buffer[..query.len()].copy_from_slice(&query);
+        let mut outcome = None;
+        let allocations = measure(|| outcome = Some(answer(&context, &mut buffer, query.len())));
+        match outcome {
+            Some(Outcome::Reply(replied)) => {
+                Some((Answer::parse(&buffer[..replied.length]).unwrap(), allocations.count_total))
+            }
+            _ => None,
+        }
+    };
+    // A thread's random numbers are set up with the first.
+    ask("a.test", friend).unwrap();
+    let mut seconds = std::collections::HashSet::new();
+    for _ in 0..64 {
+        let (found, allocations) = ask("a.test", friend).unwrap();
+        assert_eq!(allocations, 0);
+        let data = found.data();
+        assert_eq!((data.len(), data[0]), (3, "192.0.2.3"), "the preferred one comes first");
+        seconds.insert(data[1].to_owned());
+    }
+    assert_eq!(seconds.len(), 2, "the others change places");
+    assert!(ask("a.test", Some("198.51.100.1".parse().unwrap())).is_none(), "blocked, though it is known");
+    assert!(ask("a.test", None).is_none());
+    for touched in ["x.old.test", "fixed.test", "localhost.test"] {
+        assert!(ask(touched, friend).is_none(), "{touched}");
     }
 }
 

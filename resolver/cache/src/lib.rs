@@ -15,6 +15,7 @@ mod transfer;
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Duration;
 
 use nodestub_wire::{Answer, OwnedAnswer};
 
@@ -65,7 +66,8 @@ pub enum Kind {
 pub struct Hit<'a> {
     /// The answer, its TTLs not lowered yet.
     pub answer: Answer<'a>,
-    /// What is left of its life, in whole seconds as CoreDNS counts them; at least 1.
+    /// What is left of its life, in whole seconds as CoreDNS counts them; at least 1, but for
+    /// what [`Cache::get_stale`] finds.
     pub ttl_left: u32,
     /// Its life when it was kept, in seconds.
     pub ttl: u32,
@@ -144,6 +146,20 @@ impl Cache {
     pub fn get<R>(&self, key: &Key<'_>, now: Millis, use_hit: impl FnOnce(Hit<'_>) -> R) -> Option<R> {
         let hash = self.hash(key);
         lock(self.shard(hash)).get(hash, key, now).map(use_hit)
+    }
+
+    /// Looks for an answer that has expired no longer than `up_to` ago, if it is no failure (RFC 8767), waiting for the
+    /// shard where necessary. Its `ttl_left` is 0. An answer that still lives is not found here.
+    pub fn get_stale<R>(
+        &self,
+        key: &Key<'_>,
+        up_to: Duration,
+        now: Millis,
+        use_hit: impl FnOnce(Hit<'_>) -> R,
+    ) -> Option<R> {
+        let hash = self.hash(key);
+        let up_to = u64::try_from(up_to.as_millis()).unwrap_or(u64::MAX);
+        lock(self.shard(hash)).get_stale(hash, key, up_to, now).map(use_hit)
     }
 
     /// Keeps an answer, in place of the one that was there under the same key.

@@ -113,6 +113,18 @@ impl Shard {
         Some(Hit { ttl_left, ttl: entry.ttl, kind: entry.kind(), answer: entry.answer() })
     }
 
+    /// What has expired no longer than `up_to` milliseconds ago, if it is no failure.
+    pub(crate) fn get_stale(&mut self, hash: u64, key: &Key<'_>, up_to: u64, now: Millis) -> Option<Hit<'_>> {
+        let slot = self.find(hash, key)?;
+        let entry = self.slots.get_mut(slot as usize)?;
+        let end = entry.stored.saturating_add(u64::from(entry.ttl) * 1000);
+        if entry.ttl_left(now) > 0 || now.0 >= end.saturating_add(up_to) || entry.is_failure() {
+            return None;
+        }
+        entry.frequency = (entry.frequency + 1).min(MAX_FREQUENCY);
+        Some(Hit { ttl_left: 0, ttl: entry.ttl, kind: entry.kind(), answer: entry.answer() })
+    }
+
     pub(crate) fn insert(&mut self, hash: u64, key: &Key<'_>, new: &NewEntry<'_>, now: Millis) {
         let Some(entry) = Entry::new(hash, key, new, now) else { return };
         let weight = entry.weight();
@@ -398,6 +410,10 @@ impl Entry {
     }
 
     /// Whole seconds that are left; elapsed time is rounded down, as CoreDNS does.
+    fn is_failure(&self) -> bool {
+        !matches!(Rcode(self.rcode), Rcode::NOERROR | Rcode::NXDOMAIN)
+    }
+
     fn ttl_left(&self, now: Millis) -> u32 {
         let elapsed = now.0.saturating_sub(self.stored) / 1000;
         self.ttl.saturating_sub(u32::try_from(elapsed).unwrap_or(u32::MAX))

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use nodestub_wire::Name;
 
-use crate::config::{BindTarget, Config, ServerBlock, ZoneKey};
+use crate::config::{BindTarget, Config, ServerBlock, Timeouts, ZoneKey};
 use crate::context::Context;
 use crate::directives::{self, Draft};
 use crate::lexer::Token;
@@ -29,12 +29,25 @@ pub(crate) fn build(context: &mut Context<'_>, blocks: &[Block]) -> Config {
             log: None,
             cache: None,
             hosts: None,
+            rewrite: Vec::new(),
+            acl: Vec::new(),
+            template: Vec::new(),
+            load_balance: None,
+            dns64: None,
+            local: None,
+            chaos: None,
+            nsid: None,
+            bufsize: None,
+            any: false,
+            minimal: false,
+            whoami: false,
             detect_loop: false,
             forward: Vec::new(),
             health: None,
             ready: None,
             prometheus: None,
             reload: None,
+            timeouts: Timeouts::default(),
         });
         for directive in &block.directives {
             directives::read(context, directive, &mut draft);

@@ -5,11 +5,17 @@
 //! nothing else is said. Two equal blocks serve the same answers: the daemon keeps cached answers over a reload for
 //! every block whose value did not change.
 
+pub mod answering;
+pub mod rewriting;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use nodestub_wire::Name;
+
+use answering::{Acl, Chaos, Dns64, LoadBalance, Local, Template};
+use rewriting::RewriteRule;
 
 /// A whole Corefile, in the order of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -36,6 +42,30 @@ pub struct ServerBlock {
     pub cache: Option<Cache>,
     /// `hosts`: answers of our own.
     pub hosts: Option<Hosts>,
+    /// `rewrite`: the rules in the order of the file.
+    pub rewrite: Vec<RewriteRule>,
+    /// `acl`: in the order of the file.
+    pub acl: Vec<Acl>,
+    /// `template`: in the order of the file.
+    pub template: Vec<Template>,
+    /// `loadbalance`: the order of addresses in answers changes.
+    pub load_balance: Option<LoadBalance>,
+    /// `dns64`: addresses for clients that speak IPv6 alone.
+    pub dns64: Option<Dns64>,
+    /// `local`: names of this machine itself.
+    pub local: Option<Local>,
+    /// `chaos`: questions of class CH.
+    pub chaos: Option<Chaos>,
+    /// `nsid`: who we are (RFC 5001); inside, `None`: the machine's name.
+    pub nsid: Option<Option<String>>,
+    /// `bufsize`: the largest UDP payload, in bytes, that clients are believed to take. 512 to 4096.
+    pub bufsize: Option<u16>,
+    /// `any`: questions of type ANY get one HINFO record (RFC 8482).
+    pub any: bool,
+    /// `minimal`: answers without authority and additional records.
+    pub minimal: bool,
+    /// `whoami`: the client's own address and port.
+    pub whoami: bool,
     /// `loop`: find out whether queries come back to us.
     pub detect_loop: bool,
     /// `forward`: whom to ask. Several, in the order of the file; the first whose `from` holds the name and whose
@@ -47,6 +77,8 @@ pub struct ServerBlock {
     pub ready: Option<HttpAddr>,
     /// `prometheus`: an HTTP endpoint with metrics. Default `localhost:9153`.
     pub prometheus: Option<HttpAddr>,
+    /// `timeouts`: of connections of clients.
+    pub timeouts: Timeouts,
     /// `reload`: look for changes of the file.
     pub reload: Option<Reload>,
 }
@@ -102,6 +134,35 @@ pub struct Cache {
     pub disable_success: Vec<Name>,
     /// `disable denial [ZONES...]`: zones whose denials are not kept.
     pub disable_denial: Vec<Name>,
+    /// `serve_stale`: what has expired is given when nothing better is to be had (RFC 8767). Default `None`.
+    pub serve_stale: Option<ServeStale>,
+}
+
+/// `serve_stale [DURATION] [immediate [TTL [RECHECK]] | verify [TIMEOUT [TTL [RECHECK]]]]`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ServeStale {
+    /// How long after its end an answer may be given. Default 1 h.
+    pub up_to: Duration,
+    /// The upstream is asked first; `None`: the client gets what is there, and the upstream is asked meanwhile (default).
+    /// Inside: how long the client waits for it; 0: as long as it takes.
+    pub verify: Option<Duration>,
+    /// The TTL that is given, in seconds. Default 0.
+    pub ttl: u32,
+    /// How long after a failed try none is made. Default 0; at most 5 min.
+    pub recheck: Duration,
+}
+
+/// `timeouts { read DURATION; write DURATION; idle DURATION; maxtcpqueries NUMBER }`: of connections of clients.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Timeouts {
+    /// Until the first query is there. Default 3 s.
+    pub read: Option<Duration>,
+    /// Until a reply is sent. Default 5 s.
+    pub write: Option<Duration>,
+    /// Between queries. Default 10 s.
+    pub idle: Option<Duration>,
+    /// Queries of one connection. Default and `-1`: no limit.
+    pub max_queries: Option<u32>,
 }
 
 /// Bounds of one class of cached answers.
@@ -136,6 +197,23 @@ pub struct Forward {
     pub expire: Duration,
     /// `max_concurrent`: queries under way above which more are REFUSED. Default `None`: no limit of the Corefile's.
     pub max_concurrent: Option<u32>,
+    /// `max_connect_attempts`: failed tries before a question is given up. Default `None`: two for each upstream; 0: no
+    /// limit but time.
+    pub max_attempts: Option<u32>,
+    /// `read_timeout`: longest time for one try. Default 2 s.
+    pub read_timeout: Duration,
+    /// `failover`: response codes after which the next upstream is asked; never NOERROR.
+    pub failover: Vec<u16>,
+    /// `next`: response codes after which the next `forward` is asked, if there is one.
+    pub next: Vec<u16>,
+    /// `next_on_nodata`: the same for an answer without records.
+    pub next_on_nodata: bool,
+    /// `failfast_all_unhealthy_upstreams`: SERVFAIL at once where all are down. Default: one is asked all the same.
+    pub fail_fast: bool,
+    /// `health_check ... no_rec`: probes without RD.
+    pub probe_without_recursion: bool,
+    /// `health_check ... domain NAME`: what probes ask for. Default the root.
+    pub probe_name: Name,
 }
 
 /// One word of `forward`'s TO.
@@ -190,6 +268,9 @@ pub struct Hosts {
     /// `fallthrough [ZONES...]`: where a name that is not found is passed on. `None`: nowhere, SERVFAIL is answered;
     /// empty: everywhere.
     pub fallthrough: Option<Vec<Name>>,
+    /// `fallthrough_unsupported`: questions for other types than A, AAAA and PTR are passed on where `fallthrough` says so,
+    /// though the name is known.
+    pub passes_other_types: bool,
 }
 
 /// `ADDRESS NAME...`.

@@ -5,7 +5,8 @@
 //! - `lexer`: text to words with their places.
 //! - `placeholders`: `__PILLAR__*` and environment variables are filled into the words; places stay.
 //! - `parser`: words to server blocks, directives and options; snippets and imports.
-//! - `blocks`: zones, and what must hold between blocks; `directives`: each directive's arguments and options.
+//! - `blocks`: zones, and what must hold between blocks; `directives`: each directive's arguments and options;
+//!   [`gotemplate`]: the templates of `template`; `mnemonics`: names of types, classes and codes.
 //! - [`config`]: the result, free of text. [`report`]: everything that is wrong, with its place.
 //!
 //! All of it is pure: files and variables come through [`Environment`], which [`load`] takes from the process. The
@@ -20,7 +21,9 @@ pub mod config;
 mod context;
 mod directives;
 pub mod environment;
+pub mod gotemplate;
 mod lexer;
+mod mnemonics;
 mod names;
 mod parser;
 mod placeholders;
@@ -35,6 +38,7 @@ use std::path::Path;
 pub use config::Config;
 use context::Context;
 pub use environment::{Environment, System};
+pub use mnemonics::{class_name, class_number, type_name, type_number};
 pub use parser::{MAX_IMPORT_DEPTH, MAX_IMPORTS, MAX_WORDS};
 use report::Diagnostic;
 pub use report::Report;

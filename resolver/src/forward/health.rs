@@ -1,4 +1,4 @@
-//! Probes of an upstream that failed: `. IN NS` every `health_check`, until anything comes back.
+//! Probes of an upstream that failed: `. IN NS`, or as `health_check` says, every so often, until anything comes back.
 //!
 //! Health is passive first: an upstream that answers is never probed (CoreDNS `plugin/forward/health.go`).
 
@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use nodestub_wire::{Ask, CLASS_IN, rtype};
 use tokio::time::{sleep, timeout};
 
 use super::upstream::Upstream;
@@ -22,18 +21,10 @@ pub(super) fn start(upstream: &Arc<Upstream>) {
     let interval = upstream.health_check;
     let upstream = Arc::downgrade(upstream);
     tokio::spawn(async move {
-        let root_servers = Ask {
-            name: Box::new([0]),
-            qtype: rtype::NS,
-            qclass: CLASS_IN,
-            recursion_desired: true,
-            checking_disabled: false,
-            dnssec_ok: false,
-        };
         loop {
             sleep(interval).await;
             let Some(upstream) = upstream.upgrade() else { return };
-            let probe = timeout(PROBE_TIMEOUT, upstream.probe(&root_servers));
+            let probe = timeout(PROBE_TIMEOUT, upstream.probe(&upstream.probe_ask));
             if matches!(probe.await, Ok(Ok(_))) {
                 upstream.recovered();
                 upstream.probing.store(false, Relaxed);

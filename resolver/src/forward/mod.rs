@@ -5,6 +5,7 @@
 //!                                     │ 2 s each
 //!                                     ▼
 //!                                  Upstream
+//!                                     ├─ hedge: a second one when the first is silent for longer than usual (`rtt`)
 //!                                     ├─ udp: a rotating pool of connected sockets on random ports
 //!                                     ├─ tcp: few connections, pipelined, answered out of order
 //!                                     └─ health: failures counted; probes while it is down
@@ -17,6 +18,8 @@
 //! (`resolve`, `nodestub-cache`).
 
 mod health;
+mod hedge;
+mod rtt;
 mod tcp;
 mod udp;
 mod upstream;
@@ -27,9 +30,9 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use nodestub_corefile::config::{Forward, Policy, Transport};
-use nodestub_wire::{Ask, Name, Reply};
+use nodestub_wire::{Ask, Name, Rcode, Reply, Section};
 use rand::seq::SliceRandom;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use crate::metrics::{Counter, Protocol};
 pub use upstream::{ExchangeError, Upstream};
@@ -37,10 +40,13 @@ pub use upstream::{ExchangeError, Upstream};
 /// Longest time for one question, over all tries (CoreDNS `defaultTimeout`): a client's library repeats after 5 s.
 const TOTAL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Longest time for one try (CoreDNS `readTimeout`).
+/// Longest time until a connection stands, and for a probe of the whole way (CoreDNS's default `read_timeout`).
 const TRY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Failed tries per upstream before one question is given up (CoreDNS `defaultConnectAttemptsPerUpstream`).
+/// Pause after a failed try where their number has no limit.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Failed tries per upstream, where the Corefile says nothing, before one question is given up (CoreDNS `defaultConnectAttemptsPerUpstream`).
 const TRIES_PER_UPSTREAM: usize = 2;
 
 /// An upstream's response.
@@ -70,6 +76,8 @@ pub enum ForwardError {
     },
     /// There was no time for a single try.
     OutOfTime,
+    /// All upstreams are down, and the Corefile wants none asked then.
+    AllDown,
 }
 
 /// One `forward` line at work.
@@ -81,14 +89,22 @@ pub struct Forwarder {
     policy: Policy,
     transport: Transport,
     max_concurrent: Option<u32>,
+    max_attempts: Option<u32>,
+    read_timeout: Duration,
+    failover: Vec<u16>,
+    next: Vec<u16>,
+    next_on_nodata: bool,
+    fail_fast: bool,
     /// Whom to ask; empty where that is the cluster DNS and its address is not known yet.
     pub upstreams: Vec<Arc<Upstream>>,
-    next: AtomicUsize,
+    /// Whose turn it is (`round_robin`).
+    turn: AtomicUsize,
     concurrent: AtomicU32,
     /// All upstreams were down, and one was asked all the same.
     pub all_down: Counter,
     /// Queries refused because of `max_concurrent`.
     pub rejected: Counter,
+    hedges: hedge::Budget,
 }
 
 /// One of the queries under way; gives its place back when it is dropped.
@@ -105,17 +121,31 @@ impl Forwarder {
             policy: config.policy,
             transport: config.transport,
             max_concurrent: config.max_concurrent,
+            max_attempts: config.max_attempts,
+            read_timeout: config.read_timeout,
+            failover: config.failover.clone(),
+            next: config.next.clone(),
+            next_on_nodata: config.next_on_nodata,
+            fail_fast: config.fail_fast,
             upstreams,
-            next: AtomicUsize::new(0),
+            turn: AtomicUsize::new(0),
             concurrent: AtomicU32::new(0),
             all_down: Counter::default(),
             rejected: Counter::default(),
+            hedges: hedge::Budget::new(),
         }
     }
 
     /// Whether this forwarder is responsible for a name.
     pub fn matches(&self, name: &Name) -> bool {
         name.is_within(&self.from) && !self.except.iter().any(|zone| name.is_within(zone))
+    }
+
+    /// Whether a response is one after which the next `forward` is asked.
+    pub fn passes_on(&self, response: &Response) -> bool {
+        let rcode = response.reply.rcode();
+        let has_data = response.reply.section(Section::Answer).next().is_some();
+        self.next.contains(&rcode.0) || self.next_on_nodata && rcode == Rcode::NOERROR && !has_data
     }
 
     /// The transport towards the upstream for a client that asks by `client`.
@@ -152,20 +182,38 @@ impl Forwarder {
             return Err(ForwardError::Unknown);
         }
         if order.is_empty() {
-            return Err(ForwardError::Looped);
+            let all_loop = self.upstreams.iter().all(|upstream| upstream.is_looped());
+            return Err(if all_loop { ForwardError::Looped } else { ForwardError::AllDown });
         }
+        let attempts = match self.max_attempts {
+            None => order.len() * TRIES_PER_UPSTREAM,
+            Some(0) => usize::MAX,
+            Some(most) => usize::try_from(most).unwrap_or(usize::MAX),
+        };
+        let mut failed = 0;
+        let mut passed_over = 0;
         let mut last = ForwardError::OutOfTime;
-        for upstream in order.iter().cycle().take(order.len() * TRIES_PER_UPSTREAM) {
+        for (number, upstream) in order.iter().cycle().enumerate() {
             let now = Instant::now();
-            if now >= deadline {
+            if now >= deadline || failed >= attempts {
                 break;
             }
-            let try_deadline = deadline.min(now + TRY_TIMEOUT);
-            let exchange = timeout_at(try_deadline, upstream.exchange(ask, protocol));
-            match exchange.await.unwrap_or(Err(ExchangeError::TimedOut)) {
+            let try_deadline = deadline.min(now + self.read_timeout);
+            let company = self.company(&order, number, protocol);
+            match hedge::exchange(upstream, company, ask, protocol, try_deadline, &self.hedges).await {
+                Ok(response) if self.failover.contains(&response.reply.rcode().0) => {
+                    passed_over += 1;
+                    if passed_over >= self.upstreams.len() {
+                        return Ok(response);
+                    }
+                }
                 Ok(response) => return Ok(response),
                 Err(cause) => {
-                    upstream.failed();
+                    failed += 1;
+                    if self.max_attempts == Some(0) {
+                        // Without a limit but time, a refused port must not be asked without a pause.
+                        tokio::time::sleep(PAUSE).await;
+                    }
                     last = ForwardError::Failed { upstream: upstream.address, cause };
                 }
             }
@@ -173,20 +221,47 @@ impl Forwarder {
         Err(last)
     }
 
+    /// Who is asked as well when the one in this place is silent: the next one, where the policy makes no difference
+    /// between them and any answer is taken; otherwise the same one again by UDP, for a datagram may have been lost. With
+    /// `failover`, an answer that sends us on must not be believed because it was the first.
+    fn company<'a>(
+        &self,
+        order: &'a [Arc<Upstream>],
+        number: usize,
+        protocol: Protocol,
+    ) -> Option<&'a Arc<Upstream>> {
+        let may_be_another = order.len() > 1 && self.policy != Policy::Sequential && self.failover.is_empty();
+        if may_be_another {
+            return order.get((number + 1) % order.len());
+        }
+        order.get(number % order.len()).filter(|_| protocol == Protocol::Udp)
+    }
+
+    /// Questions that a second upstream was asked as well, and those for which there was no budget, ever.
+    pub fn hedges(&self) -> [u64; 2] {
+        [self.hedges.spent.get(), self.hedges.refused.get()]
+    }
+
     /// The upstreams in the order of trying: by the policy, those that are up; all, when none is.
     fn order(&self) -> Vec<Arc<Upstream>> {
         let mut order: Vec<_> = self.upstreams.iter().filter(|u| !u.is_looped()).cloned().collect();
         match self.policy {
             Policy::Sequential => {}
-            Policy::Random => order.shuffle(&mut rand::rng()),
+            Policy::Random => {
+                order.shuffle(&mut rand::rng());
+                rtt::prefer_near(&mut order);
+            }
             Policy::RoundRobin => {
-                let first = self.next.fetch_add(1, Relaxed) % order.len().max(1);
+                let first = self.turn.fetch_add(1, Relaxed) % order.len().max(1);
                 order.rotate_left(first);
             }
         }
         if order.iter().all(|upstream| upstream.is_down()) {
             // The probes may be what is broken: ask anyway (as CoreDNS does).
             self.all_down.add(u64::from(!order.is_empty()));
+            if self.fail_fast {
+                order.clear();
+            }
             order.shuffle(&mut rand::rng());
         } else {
             order.retain(|upstream| !upstream.is_down());
@@ -209,6 +284,7 @@ impl std::fmt::Display for ForwardError {
             Self::Looped => f.write_str("every upstream sends our queries back to us"),
             Self::Failed { upstream, cause } => write!(f, "upstream {upstream}: {cause}"),
             Self::OutOfTime => f.write_str("there was no time for a single try"),
+            Self::AllDown => f.write_str("no healthy upstream"),
         }
     }
 }

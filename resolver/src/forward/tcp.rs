@@ -8,6 +8,9 @@
 //!
 //! A connection is opened when there is none, or when all are busy; it is closed by the server, by the reader when
 //! nothing has been under way for `expire`, or by an asker who gave up while nothing at all was heard (a black hole).
+//! One that answered before and has been silent since a question was sent, for longer than [`STALL`], is replaced: it may
+//! lead to a server that is gone (a pod behind a cluster IP). What waits on it is asked on a fresh one too, no new
+//! questions go there, and whichever answers first is believed.
 //! A question that was sent on a connection which then closes is asked once more on a fresh one, in silence: the
 //! server had every right to close an idle connection.
 
@@ -23,7 +26,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::upstream::ExchangeError;
@@ -40,6 +43,9 @@ const BUSY: usize = 64;
 /// Most questions under way on one connection; beyond that, [`ExchangeError::Busy`].
 const MAX_UNDER_WAY: usize = 1024;
 
+/// Silence of a connection that was heard before, with questions under way, after which it is no longer believed to lead anywhere.
+const STALL: Duration = Duration::from_millis(600);
+
 #[derive(Debug)]
 pub(super) struct TcpPool {
     address: SocketAddr,
@@ -47,6 +53,8 @@ pub(super) struct TcpPool {
     connections: Mutex<Vec<Arc<Connection>>>,
     pub(super) reused: Counter,
     pub(super) opened: Counter,
+    /// Connections that fell silent, and were replaced.
+    pub(super) stalled: Counter,
 }
 
 #[derive(Debug)]
@@ -57,6 +65,8 @@ struct Connection {
     /// Messages heard so far.
     heard: AtomicU64,
     closed: AtomicBool,
+    /// Silent with questions under way: no more of them go here until it is heard again.
+    stalled: AtomicBool,
     close: CancellationToken,
 }
 
@@ -74,16 +84,36 @@ impl TcpPool {
             connections: Mutex::default(),
             reused: Counter::default(),
             opened: Counter::default(),
+            stalled: Counter::default(),
         }
     }
 
     pub(super) async fn exchange(&self, ask: &Ask, with_edns: bool) -> Result<Response, ExchangeError> {
         let (connection, fresh) = self.connection();
-        let outcome = connection.exchange(ask, with_edns).await;
-        match outcome {
-            // All who were under way on it share the next one.
-            Err(ExchangeError::Closed) if !fresh => self.connection().0.exchange(ask, with_edns).await,
-            outcome => outcome,
+        let mut waiting = std::pin::pin!(connection.exchange(ask, with_edns));
+        tokio::select! {
+            biased;
+            outcome = &mut waiting => return match outcome {
+                // All who were under way on it share the next one.
+                Err(ExchangeError::Closed) if !fresh => self.connection().0.exchange(ask, with_edns).await,
+                outcome => outcome,
+            },
+            () = connection.stalls() => {}
+        }
+        if !connection.stalled.swap(true, Relaxed) {
+            self.stalled.add(1);
+        }
+        let (other, _) = self.connection();
+        tokio::select! {
+            biased;
+            outcome = &mut waiting => match outcome {
+                Ok(response) => Ok(response),
+                Err(_) => other.exchange(ask, with_edns).await,
+            },
+            outcome = other.exchange(ask, with_edns) => match outcome {
+                Ok(response) => Ok(response),
+                Err(_) => waiting.await,
+            },
         }
     }
 
@@ -91,10 +121,13 @@ impl TcpPool {
     fn connection(&self) -> (Arc<Connection>, bool) {
         let mut connections = lock(&self.connections);
         connections.retain(|connection| !connection.closed.load(Relaxed));
-        let least = connections.iter().min_by_key(|connection| lock(&connection.pending).len());
+        // A server that is slow with everything must not be given ever more of them.
+        let full = connections.len() >= 2 * MAX_CONNECTIONS;
+        let trusted = connections.iter().filter(|connection| full || !connection.stalled.load(Relaxed));
+        let least = trusted.clone().min_by_key(|connection| lock(&connection.pending).len());
         if let Some(connection) = least {
             let busy = lock(&connection.pending).len() >= BUSY;
-            if !busy || connections.len() >= MAX_CONNECTIONS {
+            if !busy || trusted.count() >= MAX_CONNECTIONS {
                 self.reused.add(1);
                 return (Arc::clone(connection), false);
             }
@@ -111,6 +144,7 @@ impl TcpPool {
             pending: Mutex::default(),
             heard: AtomicU64::new(0),
             closed: AtomicBool::new(false),
+            stalled: AtomicBool::new(false),
             close: CancellationToken::new(),
         });
         connections.push(Arc::clone(&connection));
@@ -143,6 +177,18 @@ impl Connection {
         outcome
     }
 
+    /// Returns when nothing has been heard for [`STALL`] on a connection that was heard before. Never on a new one: for
+    /// that there is the time limit of connecting, and a server may think about its first answer.
+    async fn stalls(&self) {
+        loop {
+            let heard_before = self.heard.load(Relaxed);
+            sleep(STALL).await;
+            if heard_before > 0 && self.heard.load(Relaxed) == heard_before {
+                return;
+            }
+        }
+    }
+
     /// A place among the questions under way, under an id that is random and free.
     fn register(
         &self,
@@ -167,6 +213,7 @@ impl Connection {
 
     fn deliver(&self, packet: Vec<u8>) {
         self.heard.fetch_add(1, Relaxed);
+        self.stalled.store(false, Relaxed);
         let Ok(reply) = Reply::parse(&packet) else { return };
         let id = reply.header.id;
         let mut pending = lock(&self.pending);

@@ -1,11 +1,12 @@
 //! Questions by UDP: a rotating pool of connected sockets.
 //!
 //! A fresh socket for every question costs some 10 µs, and a socket for ever is a port that an attacker can learn
-//! (SAD DNS). So there are [`SLOTS`] places; each question draws one at random and uses its socket, or opens one where
-//! the place is empty. A socket serves one question at a time, and [`USES`] questions or [`MAX_AGE`] at most. Its port is
+//! (SAD DNS). So there are [`SLOTS`] places; each question draws up to [`DRAWS`] of them at random, takes the first socket
+//! that it finds, and opens one where it finds none. A socket serves one question at a time, and [`USES`] questions or [`MAX_AGE`] at most. Its port is
 //! the kernel's random choice; ids come from a CSPRNG. A socket on which a question was not answered is not used
 //! again: what arrives late there is nobody's.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use nodestub_wire::{Ask, Reply};
 use rand::Rng;
+use rustix::net::RecvFlags;
+use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
 use super::Response;
@@ -27,6 +30,10 @@ const MAX_AGE: Duration = Duration::from_secs(10);
 
 /// Places of the pool; most idle sockets.
 const SLOTS: usize = 256;
+
+/// Places that a question looks at. With half of all sockets under way, one question in sixteen opens another one; with
+/// a single look it would be every second.
+const DRAWS: usize = 4;
 
 /// Room for a response, in bytes. We offer 1232; what is longer than this was not meant for us, and comes cut, so
 /// that it is malformed.
@@ -67,14 +74,12 @@ impl UdpPool {
         let question = ask.to_packet(id, with_edns);
         pooled.socket.send(&question).await.map_err(|cause| ExchangeError::Send(Arc::new(cause)))?;
         loop {
-            let mut packet = Vec::with_capacity(RECEIVE_BUFFER);
-            let received = pooled.socket.recv_buf(&mut packet).await;
-            received.map_err(|cause| ExchangeError::Receive(Arc::new(cause)))?;
+            let packet = receive(&pooled.socket).await;
+            let packet = packet.map_err(|cause| ExchangeError::Receive(Arc::new(cause)))?;
             match Reply::parse(&packet) {
                 Ok(reply) if reply.answers(id, &ask.name, ask.qtype, ask.qclass) => {
                     pooled.uses += 1;
                     self.put_back(pooled);
-                    packet.shrink_to_fit();
                     return Ok(Response { packet, reply });
                 }
                 _ => self.ignored.add(1),
@@ -83,11 +88,12 @@ impl UdpPool {
     }
 
     async fn take(&self) -> io::Result<PooledSocket> {
-        let slot = rand::rng().random_range(0..SLOTS);
-        if let Some(pooled) = self.take_idle(slot) {
+        let draws: [usize; DRAWS] = std::array::from_fn(|_| rand::rng().random_range(0..SLOTS));
+        if let Some(pooled) = self.take_idle(&draws) {
             self.reused.add(1);
             return Ok(pooled);
         }
+        let [slot, ..] = draws;
         self.opened.add(1);
         let any: SocketAddr = match self.address {
             SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
@@ -98,12 +104,13 @@ impl UdpPool {
         Ok(PooledSocket { socket, slot, opened: Instant::now(), uses: 0 })
     }
 
-    fn take_idle(&self, slot: usize) -> Option<PooledSocket> {
+    fn take_idle(&self, draws: &[usize]) -> Option<PooledSocket> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         if slots.is_empty() {
             slots.resize_with(SLOTS, || None);
         }
-        slots.get_mut(slot)?.take().filter(|pooled| pooled.opened.elapsed() < MAX_AGE)
+        let young = |pooled: &PooledSocket| pooled.opened.elapsed() < MAX_AGE;
+        draws.iter().find_map(|slot| slots.get_mut(*slot)?.take().filter(young))
     }
 
     /// A socket that has served its time is closed, and so is the one that another left in its place meanwhile.
@@ -115,4 +122,24 @@ impl UdpPool {
             *place = Some(pooled);
         }
     }
+}
+
+/// The next datagram. Most are small: one buffer for each thread, and as many bytes as there are kept.
+async fn receive(socket: &UdpSocket) -> io::Result<Vec<u8>> {
+    thread_local! {
+        static BUFFER: RefCell<[u8; RECEIVE_BUFFER]> = const { RefCell::new([0; RECEIVE_BUFFER]) };
+    }
+    let read = || {
+        BUFFER.with_borrow_mut(|buffer| {
+            let (_, length) = rustix::net::recv(socket, buffer.as_mut_slice(), RecvFlags::DONTWAIT)?;
+            Ok(buffer.get(..length).unwrap_or(buffer).to_vec())
+        })
+    };
+    let packet = socket.async_io(Interest::READABLE, read).await;
+    // There was one question, so there is one answer: without this the next question would look for its answer before
+    // it can be there. A second datagram, if there is one, is found with the next answer.
+    if socket.try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into())).is_ok() {
+        // Never: the closure gives an error.
+    }
+    packet
 }

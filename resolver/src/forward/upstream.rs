@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use nodestub_corefile::config::{Forward, Transport};
-use nodestub_wire::{Ask, Flags, Rcode};
+use nodestub_wire::{Ask, CLASS_IN, Flags, Rcode, rtype};
 
+use super::rtt::SmoothedRtt;
 use super::tcp::TcpPool;
 use super::udp::UdpPool;
 use super::{Response, health};
@@ -38,6 +39,8 @@ pub struct Upstream {
     pub address: SocketAddr,
     max_fails: u32,
     pub(super) health_check: Duration,
+    /// What probes ask.
+    pub(super) probe_ask: Ask,
     /// The transport of probes: the one that questions use.
     probe_by: Protocol,
     udp: UdpPool,
@@ -49,6 +52,7 @@ pub struct Upstream {
     looped: AtomicBool,
     /// It answered FORMERR to EDNS, and NOERROR without.
     without_edns: AtomicBool,
+    pub(super) rtt: SmoothedRtt,
     /// How long answers took, by response code.
     pub durations: [Durations; RCODES],
     /// Probes that were not answered.
@@ -61,6 +65,15 @@ impl Upstream {
             address,
             max_fails: config.max_fails,
             health_check: config.health_check,
+            probe_ask: Ask {
+                name: config.probe_name.as_bytes().into(),
+                qtype: rtype::NS,
+                qclass: CLASS_IN,
+                recursion_desired: !config.probe_without_recursion,
+                checking_disabled: false,
+                dnssec_ok: false,
+                options: Box::default(),
+            },
             probe_by: if config.transport == Transport::Tcp { Protocol::Tcp } else { Protocol::Udp },
             udp: UdpPool::new(address),
             tcp: TcpPool::new(address, config.expire),
@@ -68,6 +81,7 @@ impl Upstream {
             probing: AtomicBool::new(false),
             looped: AtomicBool::new(false),
             without_edns: AtomicBool::new(false),
+            rtt: SmoothedRtt::default(),
             durations: Default::default(),
             failed_probes: Counter::default(),
         }
@@ -92,6 +106,7 @@ impl Upstream {
         if let Some(durations) = self.durations.get(code) {
             durations.observe(started.elapsed());
         }
+        self.rtt.observe(started.elapsed());
         Ok(response)
     }
 
@@ -110,6 +125,26 @@ impl Upstream {
             return Ok(self.tcp.exchange(ask, with_edns).await.unwrap_or(response));
         }
         self.tcp.exchange(ask, with_edns).await
+    }
+
+    /// After how much silence another one is asked as well.
+    pub(super) fn hedge_after(&self) -> Duration {
+        self.rtt.hedge_after()
+    }
+
+    /// Notes that it was silent for so long.
+    pub(super) fn observe_silence(&self, silence: Duration) {
+        self.rtt.observe(silence);
+    }
+
+    /// How long it usually takes to answer; `None`: it was never asked.
+    pub fn smoothed_rtt(&self) -> Option<Duration> {
+        self.rtt.smoothed()
+    }
+
+    /// TCP connections that had fallen silent and were replaced, ever.
+    pub fn stalled_connections(&self) -> u64 {
+        self.tcp.stalled.get()
     }
 
     /// Notes a failure; probes begin with it.

@@ -15,6 +15,9 @@
 //! kernel for whoever reads next. Sockets are bound to one address each; where the Corefile binds
 //! none, to the wildcard of each family, and then they report which address was asked.
 
+mod clients;
+mod memory;
+pub mod overflow;
 mod tcp;
 mod udp;
 
@@ -27,9 +30,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use socket2::{Domain, Socket, Type};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Counter;
@@ -37,6 +39,7 @@ use crate::privileges;
 use crate::resolve::{Miss, Resolver};
 use crate::sys;
 use crate::tables::Tables;
+pub use clients::{Clients, ConnectionPlace};
 pub use udp::Worker;
 
 /// Misses that wait between the fast side and the slow side.
@@ -45,10 +48,6 @@ const MISS_QUEUE: usize = 4096;
 /// Misses under way at once; a further one waits in the queue, and is dropped when that is full: its client repeats.
 /// About 4 KiB each.
 const MAX_MISSES: usize = 4096;
-
-/// Receive buffer of each UDP socket, in bytes: a burst of 2,000 queries (the kernel counts about 1.3 KiB for each).
-/// The kernel allows what `net.core.rmem_max` says without NET_ADMIN, and is asked with it first.
-const RECEIVE_BUFFER: usize = 4 << 20;
 
 /// TCP connections that wait for being accepted.
 const TCP_BACKLOG: i32 = 1024;
@@ -65,8 +64,9 @@ pub struct Shared {
     pub resolver: Resolver,
     /// Bounds that were met.
     pub drops: Drops,
+    /// What each client has under way.
+    pub clients: Arc<Clients>,
     misses: Arc<Semaphore>,
-    connections: Arc<Semaphore>,
     /// TCP connections of clients, now.
     pub open_connections: AtomicUsize,
     /// Another process reads the sockets, should this one die. Then a query leaves its socket's queue only once it is
@@ -92,7 +92,7 @@ pub struct Moving {
     /// What has been read and not been taken up: whole queries, and a part of one.
     pub unread: Vec<u8>,
     /// Its place among the connections of this process, for as long as it is in it; `None`: it has none yet.
-    pub place: Option<OwnedSemaphorePermit>,
+    pub place: Option<ConnectionPlace>,
 }
 
 /// Takes connections as they become idle, while [`Listeners::pause`] holds.
@@ -118,8 +118,6 @@ pub struct Drops {
     pub misses: Counter,
     /// Replies that the kernel refused to send.
     pub replies: Counter,
-    /// TCP connections closed at once because there were too many.
-    pub connections: Counter,
 }
 
 /// All sockets that queries come in by.
@@ -130,6 +128,8 @@ pub struct Listeners {
     cpus: Vec<usize>,
     /// Ends when all workers have, and all that they left in the queue is under way.
     dispatcher: tokio::task::JoinHandle<()>,
+    /// Ends with the listeners.
+    memory: tokio::task::JoinHandle<()>,
     bound: HashMap<SocketAddr, Bound>,
     /// By another process, and not taken yet.
     offered: HashMap<SocketAddr, Offered>,
@@ -165,7 +165,7 @@ impl Shared {
             resolver,
             drops: Drops::default(),
             misses: Arc::new(Semaphore::new(MAX_MISSES)),
-            connections: Arc::new(Semaphore::new(tcp::MAX_CONNECTIONS)),
+            clients: Clients::new(),
             open_connections: AtomicUsize::new(0),
             has_stand_by: AtomicBool::new(false),
             movers: watch::Sender::new(None),
@@ -182,22 +182,18 @@ impl Shared {
         if !self.tables.load().listeners.contains_key(&address) {
             return Ok(());
         }
-        let place = place.or_else(|| Arc::clone(&self.connections).try_acquire_owned().ok());
-        let Some(permit) = place else {
-            self.drops.connections.add(1);
-            return Ok(());
-        };
+        let Some(place) = place.or_else(|| self.clients.connect(client.ip())) else { return Ok(()) };
         let stream = std::net::TcpStream::from(socket);
         stream.set_nonblocking(true)?;
         let stream = tokio::net::TcpStream::from_std(stream)?;
-        let idle = tcp::Idle { stream, client, address, has_asked, unread, permit };
+        let idle = tcp::Idle { stream, client, address, has_asked, unread, place };
         tokio::spawn(tcp::serve(Arc::clone(self), idle));
         Ok(())
     }
 
     /// Connections that this process holds, those included that are about to leave.
     pub fn connections_held(&self) -> usize {
-        tcp::MAX_CONNECTIONS - self.connections.available_permits()
+        self.clients.connections()
     }
 
     /// Misses under way, now.
@@ -222,6 +218,7 @@ impl Listeners {
             workers,
             cpus,
             dispatcher,
+            memory: tokio::spawn(memory::give_back_after_floods(Arc::clone(shared))),
             bound: HashMap::new(),
             offered: HashMap::new(),
             paused: false,
@@ -268,7 +265,7 @@ impl Listeners {
     /// answered. Connections leave by [`Departures`] once nothing is under way on them.
     pub async fn pause(&mut self) -> Departures {
         self.paused = true;
-        let (sender, queue) = mpsc::channel(tcp::MAX_CONNECTIONS);
+        let (sender, queue) = mpsc::channel(clients::MAX_CONNECTIONS);
         self.shared.movers.send_replace(Some(sender));
         for bound in self.bound.values_mut() {
             bound.stop_accepting();
@@ -387,6 +384,7 @@ impl Listeners {
     /// Closes all sockets, waits until queries under way are answered, at most for `patience`, and ends the threads.
     /// What lies in a closed socket's queue is answered before it closes.
     pub async fn stop(mut self, patience: Duration) {
+        self.memory.abort();
         for bound in self.bound.values_mut() {
             bound.stop_accepting();
         }
@@ -506,9 +504,9 @@ impl Departures {
     /// The next connection on which nothing is under way; `None` once all have left, and none can come any more.
     pub async fn next(&mut self) -> Option<Moving> {
         loop {
-            let tcp::Idle { stream, client, address, has_asked, unread, permit } = self.queue.recv().await?;
+            let tcp::Idle { stream, client, address, has_asked, unread, place } = self.queue.recv().await?;
             if let Ok(stream) = stream.into_std() {
-                let (socket, place) = (stream.into(), Some(permit));
+                let (socket, place) = (stream.into(), Some(place));
                 return Some(Moving { socket, address, client, has_asked, unread, place });
             }
         }
@@ -530,16 +528,24 @@ impl Departures {
     }
 }
 
-/// Takes misses off the queue and answers each in a task of its own.
+/// Takes misses off the queue and answers each in a task of its own; those of a client that has too many it refuses.
 async fn dispatch(shared: Arc<Shared>, mut queue: mpsc::Receiver<(Miss, udp::ReplyTo)>) {
     while let Some((miss, reply_to)) = queue.recv().await {
+        let client = miss.client;
+        let Some(place) = shared.clients.miss(client.ip()) else {
+            if reply_to.send(&shared.resolver.refuse(miss), client).is_err() {
+                shared.drops.replies.add(1);
+            }
+            continue;
+        };
         let Ok(permit) = Arc::clone(&shared.misses).acquire_owned().await else { return };
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
-            let _permit = permit;
-            let client = miss.client;
+            let _places = (place, permit);
             let reply = shared.resolver.resolve(miss).await;
-            if reply_to.send(&reply, client).is_err() {
+            if let Some(reply) = reply
+                && reply_to.send(&reply, client).is_err()
+            {
                 shared.drops.replies.add(1);
             }
         });
@@ -552,10 +558,7 @@ fn bind_udp(address: SocketAddr) -> io::Result<Socket> {
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    if set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER).is_err() {
-        // Without the right to go beyond the system's limit, as much as it allows.
-        socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
-    }
+    overflow::size_receive_buffer(&socket, address)?;
     if address.ip().is_unspecified() {
         sys::report_local_end(socket.as_fd(), address.is_ipv6())?;
     }

@@ -241,9 +241,13 @@ impl Lane {
             now: self.shared.resolver.clock.now(),
             protocol: Protocol::Udp,
             v6: listener.address.is_ipv6(),
+            client: None,
         };
         let mut replied: [Option<Replied<'_>>; BATCH] = [const { None }; BATCH];
         for (index, replied) in replied.iter_mut().enumerate().take(count) {
+            if zones.asks_for_client {
+                context.client = self.batch.peer(index).map(|peer| peer.ip());
+            }
             let (buffer, length) = self.batch.packet(index);
             match answer(&context, buffer, length) {
                 Outcome::Ignore => {}
@@ -256,7 +260,16 @@ impl Lane {
                     let Some(client) = self.batch.peer(index) else { continue };
                     context.v6 = is_v6(client);
                     let route = Arc::clone(route);
-                    let miss = Miss { packet, query, route, client, protocol: Protocol::Udp, received };
+                    let miss = Miss {
+                        packet,
+                        query,
+                        route,
+                        tables: Arc::clone(&tables),
+                        listener: listener.address,
+                        client,
+                        protocol: Protocol::Udp,
+                        received,
+                    };
                     let local_end = self.batch.local_end(index);
                     let reply_to = ReplyTo { listener: Arc::clone(listener), local_end };
                     if self.misses.try_send((miss, reply_to)).is_err() {
@@ -289,6 +302,9 @@ fn count_replies(
         lane.observe_durations(duration, 1);
         if let Some(kind) = reply.cached {
             lane.cache_hit(kind);
+        }
+        if reply.allowed {
+            lane.allowed();
         }
         if let Some((block, query)) = &reply.logged
             && let Some(client) = batch.peer(index)

@@ -118,6 +118,10 @@ impl HostsTable {
     pub fn answer(&self, name: &Name, qtype: u16) -> Verdict {
         let in_zones =
             self.config.zones.is_empty() || self.config.zones.iter().any(|zone| name.is_within(zone));
+        let known_type = matches!(qtype, rtype::A | rtype::AAAA | rtype::PTR);
+        if !known_type && in_zones && self.config.passes_other_types && self.falls_through(name) {
+            return Verdict::PassOn;
+        }
         let from_file = self.from_file.load();
         let both = [&**from_file, &self.inline];
         let data: Vec<RData> = if qtype == rtype::PTR {

@@ -1,3 +1,7 @@
-//! Answers of our own, made here and not asked for. Only `hosts` so far.
+//! Answers of our own, made here and not asked for.
 
 pub mod hosts;
+pub mod localhost;
+pub mod records;
+pub mod small;
+pub mod template;

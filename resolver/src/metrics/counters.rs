@@ -70,12 +70,37 @@ pub enum Source {
     Hosts,
     /// From an upstream.
     Forward,
+    /// From `template`.
+    Template,
+    /// From `whoami`.
+    Whoami,
+    /// From `any`.
+    Any,
+    /// From `chaos`.
+    Chaos,
+    /// From `local`.
+    Local,
+    /// Denied by `acl`.
+    Acl,
+    /// Translated by `dns64`.
+    Dns64,
 }
 
 impl Source {
     /// All of them, in the order of their counters.
-    pub const ALL: [(Self, &'static str); 4] =
-        [(Self::Server, ""), (Self::Cache, "cache"), (Self::Hosts, "hosts"), (Self::Forward, "forward")];
+    pub const ALL: [(Self, &'static str); 11] = [
+        (Self::Server, ""),
+        (Self::Cache, "cache"),
+        (Self::Hosts, "hosts"),
+        (Self::Forward, "forward"),
+        (Self::Template, "template"),
+        (Self::Whoami, "whoami"),
+        (Self::Any, "any"),
+        (Self::Chaos, "chaos"),
+        (Self::Local, "local"),
+        (Self::Acl, "acl"),
+        (Self::Dns64, "dns64"),
+    ];
 }
 
 /// By which transport a client asks.
@@ -229,6 +254,10 @@ pub struct Lane {
     pub cache_hits: [Counter; 2],
     /// Queries that the cache could not answer.
     pub cache_misses: Counter,
+    /// Queries that `acl` let pass.
+    pub acl_allowed: Counter,
+    /// Answers that had expired.
+    pub stale: Counter,
 }
 
 impl Lane {
@@ -243,6 +272,8 @@ impl Lane {
             response_sizes: Default::default(),
             cache_hits: Default::default(),
             cache_misses: Counter::default(),
+            acl_allowed: Counter::default(),
+            stale: Counter::default(),
         }
     }
 
@@ -286,6 +317,16 @@ impl Lane {
     /// Counts a query that the cache could not answer.
     pub fn cache_miss(&self) {
         self.one(Some(&self.cache_misses));
+    }
+
+    /// Counts a query that `acl` let pass.
+    pub fn allowed(&self) {
+        self.one(Some(&self.acl_allowed));
+    }
+
+    /// Counts an answer that had expired.
+    pub fn served_stale(&self) {
+        self.one(Some(&self.stale));
     }
 
     fn one(&self, counter: Option<&Counter>) {

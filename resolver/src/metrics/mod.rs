@@ -1,12 +1,15 @@
 //! What operators see: counters with CoreDNS's names and labels, and our own under `nodestub_`.
 //!
 //! - `counters`: what the hot path increments, one lane for each thread.
+//! - `plugins`: what single directives count.
 //! - `text`: the page.
 //! - `page`: sums the lanes and writes the page when it is asked for.
 
 mod counters;
 mod page;
+mod plugins;
 mod text;
 
 pub use counters::{Counter, DROPPED, Durations, Lane, Observation, Protocol, RCODES, RouteCounters, Source};
 pub use page::{Facts, render};
+pub use plugins::PluginCounters;

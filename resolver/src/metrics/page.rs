@@ -13,7 +13,7 @@ use super::counters::{
     DROPPED, DURATION_BOUNDS, Lane, Protocol, RCODES, RouteCounters, SIZE_BOUNDS, Source, TYPES,
 };
 use super::text::{Label, Page};
-use crate::listen::Shared;
+use crate::listen::{Shared, overflow};
 use crate::node::SetupErrors;
 use crate::proof::{Finding, State};
 use crate::surroundings::Service;
@@ -58,6 +58,8 @@ pub fn render(shared: &Shared, facts: &Facts) -> String {
     responses(&mut page, &routes);
     routes.retain(|route| route.zone != DROPPED);
     cache(&mut page, shared, &tables, &routes);
+    acl(&mut page, &routes);
+    shared.resolver.plugin_counters.write(&mut page);
     forward(&mut page, &tables);
     hosts(&mut page, &tables);
     process(&mut page, shared, facts);
@@ -205,6 +207,9 @@ fn cache(page: &mut Page, shared: &Shared, tables: &Tables, routes: &[&RouteCoun
     let help = "The count of cache misses. Deprecated, derive misses from cache hits/requests counters.";
     counter("coredns_cache_misses_total", help, &[None], &|lane, _| lane.cache_misses.get());
 
+    let help = "The number of requests served from stale cache entries.";
+    counter("coredns_cache_served_stale_total", help, &[None], &|lane, _| lane.stale.get());
+
     let mut entries = BTreeMap::new();
     for (listener, zones) in &tables.listeners {
         for route in zones.routes() {
@@ -239,6 +244,18 @@ fn cache(page: &mut Page, shared: &Shared, tables: &Tables, routes: &[&RouteCoun
     page.single("nodestub_cache_names", "gauge", "Kept answers of all zones.", stats.entries);
     let help = "Answers not kept because the capacity of their server block was full.";
     page.single("nodestub_cache_refused_total", "counter", help, stats.refused);
+}
+
+fn acl(page: &mut Page, routes: &[&RouteCounters]) {
+    let name = "coredns_acl_allowed_requests_total";
+    page.family(name, "counter", "Counter of DNS requests being allowed.");
+    let mut servers: BTreeMap<&str, u64> = BTreeMap::new();
+    for route in routes {
+        *servers.entry(&route.server).or_default() += route.sum(|lane| lane.acl_allowed.get());
+    }
+    for (server, count) in servers.into_iter().filter(|(_, count)| *count > 0) {
+        page.sample(name, &[("server", &server), ("view", &"")], count);
+    }
 }
 
 fn forward(page: &mut Page, tables: &Tables) {
@@ -317,6 +334,24 @@ fn forward(page: &mut Page, tables: &Tables) {
     for (to, same) in &upstreams {
         page.sample(name, &[("to", to)], same.iter().map(|upstream| upstream.ignored_replies()).sum::<u64>());
     }
+    let name = "nodestub_upstream_stalled_connections_total";
+    page.family(name, "counter", "TCP connections to an upstream that fell silent and were replaced.");
+    for (to, same) in &upstreams {
+        let stalled: u64 = same.iter().map(|upstream| upstream.stalled_connections()).sum();
+        page.sample(name, &[("to", to)], stalled);
+    }
+    let name = "nodestub_upstream_smoothed_seconds";
+    page.family(name, "gauge", "How long an upstream usually takes to answer.");
+    for (to, same) in &upstreams {
+        if let Some(smoothed) = same.iter().filter_map(|upstream| upstream.smoothed_rtt()).max() {
+            page.sample(name, &[("to", to)], smoothed.as_secs_f64());
+        }
+    }
+    let help =
+        "Questions that a second upstream was asked too, because the first was silent for longer than usual.";
+    page.single("nodestub_hedges_total", "counter", help, total(&|f| f.hedges()[0]));
+    let help = "Questions that would have been hedged, had there been a budget left.";
+    page.single("nodestub_hedges_refused_total", "counter", help, total(&|f| f.hedges()[1]));
     let name = "nodestub_upstream_looped";
     page.family(name, "gauge", "1 where an upstream sends our queries back to us and is not asked.");
     for (to, same) in &upstreams {
@@ -406,10 +441,22 @@ fn process(page: &mut Page, shared: &Shared, facts: &Facts) {
     page.single("nodestub_misses_under_way", "gauge", help, shared.misses_under_way());
     let help = "Queries that waited for the answer to the same question of another client.";
     page.single("nodestub_coalesced_total", "counter", help, shared.resolver.coalescer.joined.get());
+    let help = "Different questions that upstreams are being asked, now.";
+    page.single("nodestub_questions_under_way", "gauge", help, shared.resolver.coalescer.len());
     let help = "Replies that the kernel refused to send.";
     page.single("nodestub_replies_refused_total", "counter", help, drops.replies.get());
     let help = "TCP connections closed at once because there were too many.";
-    page.single("nodestub_tcp_rejected_total", "counter", help, drops.connections.get());
+    let clients = &shared.clients;
+    page.single("nodestub_tcp_rejected_total", "counter", help, clients.rejected_connections.get());
+    let help = "TCP connections closed at once because their client had too many.";
+    page.single("nodestub_tcp_greedy_total", "counter", help, clients.greedy_connections.get());
+    let help = "TCP connections closed because their client was silent for too long, or did not read.";
+    page.single("nodestub_tcp_timed_out_total", "counter", help, clients.timed_out.get());
+    let help = "Queries refused because too many of their client waited for an upstream.";
+    page.single("nodestub_misses_refused_total", "counter", help, clients.refused_misses.get());
+    let help = "UDP queries that the kernel dropped because a socket's queue was full.";
+    let addresses: Vec<_> = shared.tables.load().listeners.keys().copied().collect();
+    page.single("nodestub_udp_overflows_total", "counter", help, overflow::dropped(&addresses));
     let help = "TCP connections of clients, now.";
     page.single("nodestub_tcp_connections", "gauge", help, shared.open_connections.load(Relaxed));
     let help = "Lines of the query log dropped because the writer was behind.";

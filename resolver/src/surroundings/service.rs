@@ -51,6 +51,7 @@ async fn ask_one(server: SocketAddr, name: &Name, qtype: u16) -> Option<Result<V
         recursion_desired: true,
         checking_disabled: false,
         dnssec_ok: false,
+        options: Box::default(),
     };
     let id: u16 = rand::rng().random();
     let any: IpAddr =

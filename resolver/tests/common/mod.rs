@@ -44,6 +44,14 @@ impl Scene {
         scene
     }
 
+    /// A daemon with a command line of its own, whose Corefile lies in `folder`; returns when it is served.
+    pub(crate) fn of(net: Netns, command: Command, folder: TempDir) -> Self {
+        let daemon = net.spawn(command).unwrap();
+        let scene = Self { net, daemon, folder };
+        scene.wait_for("serving DNS");
+        scene
+    }
+
     /// A path in the scene's folder, where the Corefile lies.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)

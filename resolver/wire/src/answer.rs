@@ -101,7 +101,7 @@ impl OwnedAnswer {
 }
 
 impl Answer<'_> {
-    /// Length of the whole reply to `query`, in bytes, if nothing is cut.
+    /// Length of the whole reply to `query`, in bytes, if nothing is cut and no option is said.
     pub fn reply_len(&self, query: &Query) -> usize {
         query.question_end + self.records.len() + query.edns.map_or(0, |_| OPT)
     }
@@ -113,11 +113,24 @@ impl Answer<'_> {
     /// additional records too). `None` is returned, and the buffer left as it was, when `buffer` is too small for a
     /// reply that the client would take.
     pub fn write(&self, buffer: &mut [u8], query: &Query, ttl: Option<u32>, limit: usize) -> Option<usize> {
+        self.write_with_options(buffer, query, ttl, limit, &[])
+    }
+
+    /// As [`Answer::write`], with these options in the OPT record (as they stand in one). Who sent no OPT gets none.
+    #[inline]
+    pub fn write_with_options(
+        &self,
+        buffer: &mut [u8],
+        query: &Query,
+        ttl: Option<u32>,
+        limit: usize,
+        options: &[u8],
+    ) -> Option<usize> {
         // The upper bits of a code have their place in the OPT record only: without one, BADVERS would read NOERROR.
         let unsayable = query.edns.is_none() && self.rcode.0 > 0xF;
         let rcode = if unsayable { Rcode::SERVFAIL } else { self.rcode };
-        let opt = query.edns.map(|edns| opt_for(edns, rcode));
-        let opt_len = opt.map_or(0, |opt| opt.len());
+        let opt = query.edns.map(|edns| opt_for(edns, rcode, options.len()));
+        let opt_len = opt.map_or(0, |opt| opt.len() + options.len());
         let room = limit.saturating_sub(query.question_end + opt_len);
         let (records, counts, cut) = if self.records.len() <= room {
             (self.records, self.counts, false)
@@ -136,7 +149,12 @@ impl Answer<'_> {
             patch_ttls(place, self.ttl_offsets, ttl);
         }
         if let Some(opt) = opt {
-            buffer.get_mut(records_end..end)?.copy_from_slice(&opt);
+            let place = buffer.get_mut(records_end..end)?;
+            let (head, tail) = place.split_at_mut_checked(opt.len())?;
+            head.copy_from_slice(&opt);
+            if !options.is_empty() {
+                tail.copy_from_slice(options);
+            }
         }
         let mut flags = query.flags.response(rcode).0 | self.flags.0;
         if cut {
@@ -189,10 +207,15 @@ pub fn write_error(buffer: &mut [u8], query: Option<&Query>, rcode: Rcode) -> Op
     Some(HEADER)
 }
 
-/// Our OPT in a reply: version 0, the client's size and DO, no options (what CoreDNS answers).
-fn opt_for(client: Edns, rcode: Rcode) -> [u8; OPT] {
+/// Our OPT in a reply: version 0, the client's size and DO, and the length of the options that follow.
+fn opt_for(client: Edns, rcode: Rcode, options: usize) -> [u8; OPT] {
     let extended_rcode = u8::try_from(rcode.0 >> 4).unwrap_or_default();
-    Edns { version: 0, extended_rcode, ..client }.to_bytes()
+    let mut opt = Edns { version: 0, extended_rcode, ..client }.to_bytes();
+    if options > 0 {
+        let [.., high, low] = &mut opt;
+        [*high, *low] = u16::try_from(options).unwrap_or_default().to_be_bytes();
+    }
+    opt
 }
 
 fn patch_ttls(records: &mut [u8], ttl_offsets: &[u8], ttl: u32) {

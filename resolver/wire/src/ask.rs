@@ -18,6 +18,8 @@ pub struct Ask {
     pub checking_disabled: bool,
     /// DO as the client sent it.
     pub dnssec_ok: bool,
+    /// EDNS options that `rewrite` has us send, as they stand in an OPT record.
+    pub options: Box<[u8]>,
 }
 
 /// UDP payload that we offer to upstreams, in bytes: what passes everywhere without fragments (DNS Flag Day 2020).
@@ -46,7 +48,15 @@ impl Ask {
                 version: 0,
                 dnssec_ok: self.dnssec_ok,
             };
-            packet.extend_from_slice(&edns.to_bytes());
+            let mut opt = edns.to_bytes();
+            // Longer ones were refused when the Corefile was read.
+            let length = u16::try_from(self.options.len()).unwrap_or_default();
+            let [.., high, low] = &mut opt;
+            [*high, *low] = length.to_be_bytes();
+            packet.extend_from_slice(&opt);
+            if length > 0 {
+                packet.extend_from_slice(&self.options);
+            }
         }
         packet
     }

@@ -116,6 +116,21 @@ impl<'a> Cursor<'a> {
         Ok(name)
     }
 
+    /// Copies a name out without compression, its case kept. Allocates: the slow side's.
+    ///
+    /// # Errors
+    /// As [`Cursor::skip_name`].
+    pub fn name_as_written(&mut self) -> Result<Vec<u8>, Malformed> {
+        let mut name = Vec::new();
+        self.walk_name(|_, part| {
+            if part.first().is_some_and(|length| (1..=MAX_LABEL).contains(&usize::from(*length))) {
+                name.extend_from_slice(part);
+            }
+        })?;
+        name.push(0);
+        Ok(name)
+    }
+
     /// Hands each part of a name to `visit`, with its offset: labels with their length byte, pointers, the root's zero.
     fn walk_name(&mut self, mut visit: impl FnMut(usize, &'a [u8])) -> Result<(), Malformed> {
         let mut length_so_far = 1; // the root's zero

@@ -110,42 +110,78 @@ impl FromStr for Name {
 
     /// Reads presentation form (RFC 1035, 5.1): a trailing dot is optional, `\.` and `\DDD` are escapes.
     fn from_str(text: &str) -> Result<Self, NameError> {
-        if text.is_empty() {
-            return Err(NameError::Empty);
-        }
-        if text == "." {
-            return Ok(Self::root());
-        }
-        let mut wire = Vec::with_capacity(text.len() + 2);
-        let mut label = Vec::with_capacity(MAX_LABEL);
-        let mut characters = text.chars();
-        let mut ended_with_dot = false;
-        while let Some(character) = characters.next() {
-            ended_with_dot = false;
-            match character {
-                '.' => {
-                    push_label(&mut wire, &label)?;
-                    label.clear();
-                    ended_with_dot = true;
-                }
-                '\\' => label.push(unescape(&mut characters)?),
-                c if c.is_whitespace() || c.is_control() => return Err(NameError::BadCharacter(c)),
-                c => {
-                    let mut utf8 = [0; 4];
-                    label.extend_from_slice(c.encode_utf8(&mut utf8).as_bytes());
-                }
-            }
-        }
-        if !ended_with_dot {
-            push_label(&mut wire, &label)?;
-        }
-        wire.push(0);
-        if wire.len() > MAX_NAME {
-            return Err(NameError::LongName);
-        }
+        let mut wire = wire_name(text)?;
         wire.make_ascii_lowercase();
         Ok(Self(wire.into()))
     }
+}
+
+/// Reads presentation form as [`Name`] does, and keeps its case: uncompressed wire form.
+///
+/// # Errors
+/// It is no domain name.
+pub fn wire_name(text: &str) -> Result<Vec<u8>, NameError> {
+    if text.is_empty() {
+        return Err(NameError::Empty);
+    }
+    if text == "." {
+        return Ok(vec![0]);
+    }
+    read_labels(text)
+}
+
+/// A name in uncompressed wire form as text, its case kept, with a final dot; escaped as CoreDNS's library does it
+/// (`\.`, `\032`). What follows the name in `wire` is not looked at.
+pub fn name_text(wire: &[u8]) -> String {
+    let mut text = String::with_capacity(wire.len());
+    let mut rest = wire;
+    while let Some((&length, tail)) = rest.split_first().filter(|(length, _)| **length > 0) {
+        let Some((label, after)) = tail.split_at_checked(usize::from(length)) else { break };
+        for &byte in label {
+            match byte {
+                b'.' | b' ' | b'\'' | b'@' | b';' | b'(' | b')' | b'"' | b'\\' => {
+                    text.push('\\');
+                    text.push(char::from(byte));
+                }
+                b'!'..=b'~' => text.push(char::from(byte)),
+                _ => text.push_str(&format!("\\{byte:03}")),
+            }
+        }
+        text.push('.');
+        rest = after;
+    }
+    if text.is_empty() { ".".to_owned() } else { text }
+}
+
+fn read_labels(text: &str) -> Result<Vec<u8>, NameError> {
+    let mut wire = Vec::with_capacity(text.len() + 2);
+    let mut label = Vec::with_capacity(MAX_LABEL);
+    let mut characters = text.chars();
+    let mut ended_with_dot = false;
+    while let Some(character) = characters.next() {
+        ended_with_dot = false;
+        match character {
+            '.' => {
+                push_label(&mut wire, &label)?;
+                label.clear();
+                ended_with_dot = true;
+            }
+            '\\' => label.push(unescape(&mut characters)?),
+            c if c.is_whitespace() || c.is_control() => return Err(NameError::BadCharacter(c)),
+            c => {
+                let mut utf8 = [0; 4];
+                label.extend_from_slice(c.encode_utf8(&mut utf8).as_bytes());
+            }
+        }
+    }
+    if !ended_with_dot {
+        push_label(&mut wire, &label)?;
+    }
+    wire.push(0);
+    if wire.len() > MAX_NAME {
+        return Err(NameError::LongName);
+    }
+    Ok(wire)
 }
 
 fn push_label(wire: &mut Vec<u8>, label: &[u8]) -> Result<(), NameError> {
@@ -255,6 +291,22 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Name>(), Err(error), "{text:?}");
         }
+    }
+
+    #[test]
+    fn text_keeps_case_and_reads_back() {
+        for (text, shown) in [
+            (".", "."),
+            ("Www.Example.com", "Www.Example.com."),
+            ("a\\.b.c", "a\\.b.c."),
+            ("a\\032b", "a\\ b."),
+            ("\\001\\255", "\\001\\255."),
+        ] {
+            let wire = wire_name(text).unwrap();
+            assert_eq!(name_text(&wire), shown);
+            assert_eq!(wire_name(shown.replace("\\ ", "\\032").as_str()).unwrap(), wire);
+        }
+        assert_eq!(name_text(b"\x01a\0trailing"), "a.");
     }
 
     proptest! {

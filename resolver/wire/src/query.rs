@@ -36,6 +36,8 @@ pub struct Query {
     pub question_end: usize,
     /// The client's EDNS, if it speaks it.
     pub edns: Option<Edns>,
+    /// Where the options of the client's OPT stand in the packet: from, to.
+    pub edns_options: (u16, u16),
 }
 
 /// What an OPT record says (RFC 6891, 6.1). Options are not kept: those that nobody handled are not echoed.
@@ -84,12 +86,14 @@ impl Query {
         let (qtype, qclass) = (cursor.u16()?, cursor.u16()?);
         let question_end = cursor.at();
         let mut edns = None;
+        let mut edns_options = (0, 0);
         for _ in 0..answers + authorities + additionals {
             let root_owner = packet.get(cursor.at()) == Some(&0);
             cursor.skip_name()?;
             let (record_type, class) = (cursor.u16()?, cursor.u16()?);
             let ttl = cursor.u32()?;
             let length = cursor.u16()?;
+            let data_at = cursor.at();
             cursor.take(usize::from(length))?;
             if record_type == rtype::OPT {
                 // RFC 6891, 6.1.1: more than one, or one with an owner, is FORMERR.
@@ -97,9 +101,21 @@ impl Query {
                     return Err(Malformed);
                 }
                 edns = Some(Edns::from_record(class, ttl));
+                let place = |at: usize| u16::try_from(at).map_err(|_| Malformed);
+                edns_options = (place(data_at)?, place(cursor.at())?);
             }
         }
-        Ok(Self { id: header.id, flags: header.flags, name, qtype, qclass, question_end, edns })
+        Ok(Self { id: header.id, flags: header.flags, name, qtype, qclass, question_end, edns, edns_options })
+    }
+
+    /// The options of the client's OPT: code and data. `packet` is the one that was admitted. Stops at what is cut.
+    pub fn options<'a>(&self, packet: &'a [u8]) -> impl Iterator<Item = (u16, &'a [u8])> {
+        let (start, end) = self.edns_options;
+        let mut cursor = Cursor::new(packet.get(..usize::from(end)).unwrap_or_default(), usize::from(start));
+        std::iter::from_fn(move || {
+            let (code, length) = (cursor.u16().ok()?, cursor.u16().ok()?);
+            Some((code, cursor.take(usize::from(length)).ok()?))
+        })
     }
 
     /// DNSSEC OK: RRSIGs are wanted.
@@ -163,6 +179,15 @@ mod tests {
             Edns { udp_size: 1232, extended_rcode: 0, version: 0, dnssec_ok: true }
         );
         assert_eq!(query.edns.unwrap().to_bytes(), EDNS);
+    }
+
+    #[test]
+    fn shows_the_options_of_the_client() {
+        let opt = b"\0\0\x29\x04\xd0\0\0\0\0\0\x0a\0\x03\0\0\xff\xee\0\x02hi";
+        let packet = query(opt, [1, 0, 0, 1]);
+        let Admission::Accept(query) = Query::admit(&packet) else { panic!("not accepted") };
+        let options: Vec<_> = query.options(&packet).collect();
+        assert_eq!(options, [(3, &b""[..]), (0xffee, &b"hi"[..])]);
     }
 
     #[test]

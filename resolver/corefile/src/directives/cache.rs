@@ -1,11 +1,11 @@
-//! `cache [TTL] [ZONE...] { success ...; denial ...; servfail ...; disable ...; keepttl }`.
+//! `cache [TTL] [ZONE...] { success ...; denial ...; servfail ...; disable ...; keepttl; serve_stale ... }`.
 
 use std::time::Duration;
 
 use nodestub_wire::Name;
 
 use super::{count, flag, one, options, unknown_option, zone_list};
-use crate::config::{Cache, CacheClass};
+use crate::config::{Cache, CacheClass, ServeStale};
 use crate::context::{Context, Problem};
 use crate::lexer::Token;
 use crate::parser::{Directive, Entry};
@@ -23,8 +23,12 @@ const SERVFAIL: Duration = Duration::from_secs(5);
 /// RFC 2308, 7.1.
 const MAX_SERVFAIL: Duration = Duration::from_secs(300);
 
-const SUPPORTED: [&str; 5] = ["success", "denial", "servfail", "disable", "keepttl"];
-const UNSUPPORTED: [&str; 3] = ["prefetch", "serve_stale", "serve_stale_policy"];
+const STALE: Duration = Duration::from_secs(3600);
+/// RFC 9520.
+const MAX_RECHECK: Duration = Duration::from_secs(300);
+
+const SUPPORTED: [&str; 6] = ["success", "denial", "servfail", "disable", "keepttl", "serve_stale"];
+const UNSUPPORTED: [&str; 2] = ["prefetch", "serve_stale_policy"];
 
 pub(super) fn read(context: &mut Context<'_>, directive: &Directive) -> Option<Cache> {
     let class =
@@ -37,6 +41,7 @@ pub(super) fn read(context: &mut Context<'_>, directive: &Directive) -> Option<C
         keep_ttl: false,
         disable_success: Vec::new(),
         disable_denial: Vec::new(),
+        serve_stale: None,
     };
     let mut zones = directive.arguments.as_slice();
     if let Some((first, rest)) = zones.split_first()
@@ -59,6 +64,11 @@ pub(super) fn read(context: &mut Context<'_>, directive: &Directive) -> Option<C
                 }
             }
             "disable" => read_disable(context, option, &mut cache),
+            "serve_stale" => {
+                if let Some(stale) = read_stale(context, option) {
+                    cache.serve_stale = (!stale.up_to.is_zero()).then_some(stale);
+                }
+            }
             "keepttl" => cache.keep_ttl |= flag(context, option),
             _ => unknown_option(context, directive, option, &SUPPORTED, &UNSUPPORTED),
         }
@@ -109,6 +119,49 @@ fn read_servfail(context: &mut Context<'_>, option: &Entry) -> Option<Duration> 
             .help("write `servfail 5m` or less (RFC 2308, 7.1)"))
     });
     context.accept(token.span, ttl)
+}
+
+/// `[DURATION] [immediate [TTL [RECHECK]] | verify [TIMEOUT [TTL [RECHECK]]]]`; `None`: it is wrong.
+fn read_stale(context: &mut Context<'_>, option: &Entry) -> Option<ServeStale> {
+    let form = "serve_stale [DURATION] [immediate [TTL [RECHECK]] | verify [TIMEOUT [TTL [RECHECK]]]]";
+    let mut stale = ServeStale { up_to: STALE, verify: None, ttl: 0, recheck: Duration::ZERO };
+    if let Some(token) = option.arguments.first() {
+        stale.up_to = context.accept(token.span, duration(&token.text))?;
+    }
+    let mode = option.arguments.get(1);
+    let is_verify = match mode.map(|token| token.text.to_lowercase()).as_deref() {
+        None | Some("immediate") => false,
+        Some("verify") => true,
+        Some(other) => {
+            let problem = Problem::new(format!("unknown way to refresh: {}", shown(other)));
+            context.problem(option.name.span, problem.help(format!("write `{form}`")));
+            return None;
+        }
+    };
+    let most = if is_verify { 5 } else { 4 };
+    if !count(context, &option.name, &option.arguments, (0, most), form) {
+        return None;
+    }
+    let mut words = option.arguments.iter().skip(2);
+    let mut next = |context: &mut Context<'_>| match words.next() {
+        Some(token) => Ok(Some((token.span, context.accept(token.span, duration(&token.text)).ok_or(())?))),
+        None => Ok::<_, ()>(None),
+    };
+    if is_verify {
+        stale.verify = Some(next(context).ok()?.map_or(Duration::ZERO, |(_, value)| value));
+    }
+    if let Some((span, value)) = next(context).ok()? {
+        let whole = (value.subsec_nanos() == 0).then(|| u32::try_from(value.as_secs()).ok()).flatten();
+        let problem = || Problem::new("a TTL is a whole number of seconds").help("write one such as `30s`");
+        stale.ttl = context.accept(span, whole.ok_or_else(problem))?;
+    }
+    if let Some((span, value)) = next(context).ok()? {
+        let problem =
+            || Problem::new("a failure may be remembered for 5 minutes at most").help("write `5m` or less");
+        stale.recheck =
+            context.accept(span, if value <= MAX_RECHECK { Ok(value) } else { Err(problem()) })?;
+    }
+    Some(stale)
 }
 
 /// `success|denial [ZONE...]`; without zones, all.

@@ -9,7 +9,8 @@ use super::{count, flag, one, options, unknown_option, zone_list};
 use crate::config::{Forward, Policy, Transport, Upstream};
 use crate::context::{Context, Problem};
 use crate::lexer::Token;
-use crate::names::zones;
+use crate::mnemonics::read_rcode;
+use crate::names::{name, zones};
 use crate::parser::{Directive, Entry};
 use crate::placeholders::CLUSTER_DNS;
 use crate::report::{Diagnostic, shown};
@@ -22,23 +23,26 @@ const MAX_FAILS: u32 = 2;
 const HEALTH_CHECK: Duration = Duration::from_millis(500);
 const EXPIRE: Duration = Duration::from_secs(10);
 
-const SUPPORTED: [&str; 8] =
-    ["except", "policy", "force_tcp", "prefer_udp", "max_fails", "health_check", "expire", "max_concurrent"];
-const UNSUPPORTED: [&str; 13] = [
-    "tls",
-    "tls_servername",
+const READ_TIMEOUT: Duration = Duration::from_secs(2);
+
+const SUPPORTED: [&str; 14] = [
+    "except",
+    "policy",
+    "force_tcp",
+    "prefer_udp",
+    "max_fails",
+    "health_check",
+    "expire",
+    "max_concurrent",
     "max_connect_attempts",
-    "max_age",
-    "max_idle_conns",
     "read_timeout",
-    "doh_method",
+    "failover",
     "next",
     "next_on_nodata",
     "failfast_all_unhealthy_upstreams",
-    "failover",
-    "resolver",
-    "source_address",
 ];
+const UNSUPPORTED: [&str; 7] =
+    ["tls", "tls_servername", "max_age", "max_idle_conns", "doh_method", "resolver", "source_address"];
 
 pub(super) fn read(context: &mut Context<'_>, directive: &Directive) -> Option<Forward> {
     if !count(context, &directive.name, &directive.arguments, (2, usize::MAX), "forward FROM TO...") {
@@ -55,6 +59,14 @@ pub(super) fn read(context: &mut Context<'_>, directive: &Directive) -> Option<F
         health_check: HEALTH_CHECK,
         expire: EXPIRE,
         max_concurrent: None,
+        max_attempts: None,
+        read_timeout: READ_TIMEOUT,
+        failover: Vec::new(),
+        next: Vec::new(),
+        next_on_nodata: false,
+        fail_fast: false,
+        probe_without_recursion: false,
+        probe_name: nodestub_wire::Name::root(),
     };
     for option in options(context, directive, &["except"]) {
         read_option(context, directive, option, &mut forward);
@@ -93,9 +105,7 @@ fn read_option(context: &mut Context<'_>, directive: &Directive, option: &Entry,
             }
         }
         "health_check" => {
-            if let Some(interval) = read_health_check(context, option) {
-                forward.health_check = interval;
-            }
+            read_health_check(context, option, forward);
         }
         "expire" => {
             if let Some(token) = one(context, option, "expire DURATION")
@@ -111,6 +121,48 @@ fn read_option(context: &mut Context<'_>, directive: &Directive, option: &Entry,
                 forward.max_concurrent = (most > 0).then_some(most);
             }
         }
+        "max_connect_attempts" => {
+            if let Some(token) = one(context, option, "max_connect_attempts NUMBER")
+                && let Some(most) = context.accept(token.span, number_u32(&token.text, 0))
+            {
+                forward.max_attempts = Some(most);
+            }
+        }
+        "read_timeout" => {
+            if let Some(token) = one(context, option, "read_timeout DURATION") {
+                let value = duration(&token.text).and_then(|value| {
+                    let problem =
+                        || Problem::new("`read_timeout` must be more than 0").help("write one such as `2s`");
+                    if value.is_zero() { Err(problem()) } else { Ok(value) }
+                });
+                if let Some(value) = context.accept(token.span, value) {
+                    forward.read_timeout = value;
+                }
+            }
+        }
+        "failover" | "next" => {
+            let is_failover = option.name.text == "failover";
+            if !count(
+                context,
+                &option.name,
+                &option.arguments,
+                (1, usize::MAX),
+                &format!("{} CODE...", option.name.text),
+            ) {
+                return;
+            }
+            for token in &option.arguments {
+                let code = read_rcode(&token.text).and_then(|code| {
+                    let problem =
+                        || Problem::new("NOERROR is no reason for `failover`").help("write another code");
+                    if is_failover && code == 0 { Err(problem()) } else { Ok(code) }
+                });
+                let codes = if is_failover { &mut forward.failover } else { &mut forward.next };
+                codes.extend(context.accept(token.span, code));
+            }
+        }
+        "next_on_nodata" => forward.next_on_nodata |= flag(context, option),
+        "failfast_all_unhealthy_upstreams" => forward.fail_fast |= flag(context, option),
         _ => unknown_option(context, directive, option, &SUPPORTED, &UNSUPPORTED),
     }
 }
@@ -242,16 +294,34 @@ fn read_policy(context: &mut Context<'_>, option: &Entry) -> Option<Policy> {
     context.accept(token.span, policy)
 }
 
-/// `health_check DURATION`; CoreDNS's `no_rec` and `domain NAME` are not supported.
-fn read_health_check(context: &mut Context<'_>, option: &Entry) -> Option<Duration> {
-    let form = "health_check DURATION";
-    if let Some(extra) =
-        option.arguments.get(1).filter(|token| matches!(token.text.as_str(), "no_rec" | "domain"))
-    {
-        let message = format!("`{}` of `health_check` is not supported by this version", extra.text);
-        context.problem(extra.span, Problem::new(message).help(format!("write `{form}`")));
-        return None;
+/// `health_check DURATION [no_rec] [domain NAME]`.
+fn read_health_check(context: &mut Context<'_>, option: &Entry, forward: &mut Forward) {
+    let form = "health_check DURATION [no_rec] [domain NAME]";
+    if !count(context, &option.name, &option.arguments, (1, 4), form) {
+        return;
     }
-    let token = one(context, option, form)?;
-    context.accept(token.span, duration(&token.text))
+    let Some((interval, mut words)) = option.arguments.split_first() else { return };
+    if let Some(value) = context.accept(interval.span, duration(&interval.text)) {
+        forward.health_check = value;
+    }
+    loop {
+        words = match words {
+            [] => return,
+            [word, rest @ ..] if word.text == "no_rec" => {
+                forward.probe_without_recursion = true;
+                rest
+            }
+            [word, value, rest @ ..] if word.text == "domain" => {
+                if let Some(value) = context.accept(value.span, name(&value.text)) {
+                    forward.probe_name = value;
+                }
+                rest
+            }
+            [word, ..] => {
+                let problem = Problem::new(format!("unknown word {} of `health_check`", shown(&word.text)));
+                context.problem(word.span, problem.help(format!("write `{form}`")));
+                return;
+            }
+        }
+    }
 }

@@ -23,8 +23,7 @@ const TTL_SECONDS: u32 = 3600;
 const MAX_TTL_SECONDS: u32 = 65_535;
 const RELOAD: Duration = Duration::from_secs(5);
 
-const SUPPORTED: [&str; 4] = ["ttl", "no_reverse", "reload", "fallthrough"];
-const UNSUPPORTED: [&str; 1] = ["fallthrough_unsupported"];
+const SUPPORTED: [&str; 5] = ["ttl", "no_reverse", "reload", "fallthrough", "fallthrough_unsupported"];
 
 pub(super) fn read(context: &mut Context<'_>, directive: &Directive) -> Option<Hosts> {
     let (file, zones) = match directive.arguments.split_first() {
@@ -42,6 +41,7 @@ pub(super) fn read(context: &mut Context<'_>, directive: &Directive) -> Option<H
         no_reverse: false,
         reload: Some(RELOAD),
         fallthrough: None,
+        passes_other_types: false,
     };
     // One address may have several lines.
     let entries = directive.options.as_deref().unwrap_or_default();
@@ -67,9 +67,14 @@ pub(super) fn read(context: &mut Context<'_>, directive: &Directive) -> Option<H
                     hosts.reload = (interval > Duration::ZERO).then_some(interval);
                 }
             }
+            "fallthrough_unsupported" => hosts.passes_other_types |= flag(context, option),
             "fallthrough" => hosts.fallthrough = Some(zone_list(context, &option.arguments)),
             _ => read_entry(context, directive, option, &mut hosts),
         }
+    }
+    if hosts.passes_other_types && hosts.fallthrough.is_none() {
+        let problem = Problem::new("`fallthrough_unsupported` needs `fallthrough`");
+        context.problem(directive.name.span, problem.help("write `fallthrough` as well"));
     }
     Some(hosts)
 }
@@ -115,7 +120,7 @@ fn read_entry(context: &mut Context<'_>, directive: &Directive, option: &Entry, 
             let problem = Problem::new(format!("{} is not an IP address", shown(text)));
             context.problem(option.name.span, problem.help("write `ADDRESS NAME...`"));
         } else {
-            unknown_option(context, directive, option, &SUPPORTED, &UNSUPPORTED);
+            unknown_option(context, directive, option, &SUPPORTED, &[]);
         }
         return;
     };

@@ -3,12 +3,16 @@
 //! Syntax, defaults and bounds are those of each `plugin/*/setup.go` of CoreDNS 1.15.0. Where CoreDNS drops a word
 //! in silence, it is an error here. The order of directives does not matter, as in CoreDNS.
 
+mod answering;
 mod bind;
 mod cache;
 mod endpoints;
 mod forward;
 mod hosts;
+mod notices;
+mod rewrite;
 mod small;
+mod template;
 
 use std::collections::HashMap;
 
@@ -23,12 +27,39 @@ use crate::report::{Diagnostic, Span, shown};
 use crate::suggest::nearest;
 
 /// The directives that are supported.
-pub(crate) const SUPPORTED: [&str; 11] =
-    ["bind", "cache", "errors", "forward", "health", "hosts", "log", "loop", "prometheus", "ready", "reload"];
+pub(crate) const SUPPORTED: [&str; 27] = [
+    "acl",
+    "any",
+    "bind",
+    "bufsize",
+    "cache",
+    "chaos",
+    "debug",
+    "dns64",
+    "errors",
+    "forward",
+    "health",
+    "hosts",
+    "loadbalance",
+    "local",
+    "log",
+    "loop",
+    "minimal",
+    "nsid",
+    "pprof",
+    "prometheus",
+    "ready",
+    "reload",
+    "rewrite",
+    "template",
+    "timeouts",
+    "trace",
+    "whoami",
+];
 
 /// The other directives of CoreDNS 1.15.0 (`core/dnsserver/zdirectives.go`), with what to do where there is more to
 /// say than to remove the line.
-const UNSUPPORTED: [(&str, &str); 51] = [
+const UNSUPPORTED: [(&str, &str); 35] = [
     ("root", "write absolute paths instead"),
     ("metadata", ""),
     ("geoip", ""),
@@ -38,30 +69,15 @@ const UNSUPPORTED: [(&str, &str); 51] = [
     ("grpc_server", ""),
     ("https", ""),
     ("https3", ""),
-    ("timeouts", "remove it"),
     ("multisocket", "remove it: every CPU has a socket of its own already"),
-    ("nsid", ""),
-    ("bufsize", ""),
-    ("debug", "remove it"),
-    ("trace", "remove it"),
-    ("pprof", "remove it"),
     ("shed", ""),
     ("dnstap", ""),
-    ("local", ""),
-    ("dns64", ""),
     ("siit", ""),
-    ("any", ""),
-    ("chaos", ""),
-    ("loadbalance", ""),
     ("tsig", ""),
-    ("rewrite", ""),
     ("autopath", ""),
-    ("acl", ""),
     ("header", ""),
     ("dnssec", ""),
     ("tls", ""),
-    ("minimal", ""),
-    ("template", ""),
     ("transfer", ""),
     ("dynupdate", ""),
     ("route53", ""),
@@ -75,7 +91,6 @@ const UNSUPPORTED: [(&str, &str); 51] = [
     ("etcd", ""),
     ("grpc", ""),
     ("erratic", ""),
-    ("whoami", ""),
     ("on", ""),
     ("sign", ""),
     ("view", ""),
@@ -134,8 +149,35 @@ pub(crate) fn read(context: &mut Context<'_>, directive: &Directive, draft: &mut
         "prometheus" => endpoints::prometheus(context, directive, &mut draft.block),
         "ready" => endpoints::ready(context, directive, &mut draft.block),
         "reload" => small::reload(context, directive, &mut draft.block),
+        "acl" => {
+            let zones = zones_of(draft);
+            draft.block.acl.push(answering::acl(context, directive, &zones));
+        }
+        "template" => {
+            let zones = zones_of(draft);
+            draft.block.template.extend(template::read(context, directive, &zones));
+        }
+        "rewrite" => draft.block.rewrite.extend(rewrite::read(context, directive)),
+        "loadbalance" => draft.block.load_balance = answering::load_balance(context, directive),
+        "dns64" => draft.block.dns64 = answering::dns64(context, directive),
+        "local" => draft.block.local = answering::local(context, directive),
+        "chaos" => draft.block.chaos = Some(answering::chaos(context, directive)),
+        "nsid" => answering::nsid(context, directive, &mut draft.block),
+        "bufsize" => draft.block.bufsize = answering::bufsize(context, directive),
+        "any" => draft.block.any = answering::word(context, directive),
+        "minimal" => draft.block.minimal = answering::word(context, directive),
+        "whoami" => draft.block.whoami = answering::word(context, directive),
+        "debug" => notices::debug(context, directive),
+        "pprof" => notices::pprof(context, directive),
+        "trace" => notices::trace(context, directive),
+        "timeouts" => draft.block.timeouts = notices::timeouts(context, directive),
         _ => unknown(context, &directive.name),
     }
+}
+
+/// The zones of the block: what a directive is for that names none.
+fn zones_of(draft: &Draft) -> Vec<Name> {
+    draft.block.zones.iter().map(|key| key.zone.clone()).collect()
 }
 
 /// Whether a directive that stood before is read again; CoreDNS is the measure.
@@ -143,7 +185,7 @@ fn may_repeat(context: &mut Context<'_>, directive: &Directive, earlier: Span) -
     let name = directive.name.text.as_str();
     let span = directive.name.span;
     match name {
-        "bind" | "forward" | "log" => true,
+        "acl" | "bind" | "debug" | "forward" | "log" | "rewrite" | "template" | "trace" => true,
         "health" => {
             context.report(
                 Diagnostic::warning(

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use crate::world::{World, block, findings, messages};
 use nodestub_corefile::config::{
-    BindTarget, Cache, CacheClass, Forward, Health, HostsEntry, HttpAddr, Policy, Reload, Transport, Upstream,
+    BindTarget, Cache, CacheClass, Forward, Health, HostsEntry, HttpAddr, Policy, Reload, ServeStale,
+    Transport, Upstream,
 };
 use nodestub_wire::Name;
 
@@ -72,6 +73,7 @@ fn cache_has_the_defaults_of_coredns() {
         keep_ttl: false,
         disable_success: vec![],
         disable_denial: vec![],
+        serve_stale: None,
     };
     assert_eq!(block("cache").cache, Some(default.clone()));
     assert_eq!(block("cache {\n}").cache, Some(default.clone()));
@@ -98,6 +100,7 @@ fn cache_reads_its_options() {
             keep_ttl: true,
             disable_success: vec![Name::root()],
             disable_denial: names(&["a", "b"]),
+            serve_stale: None,
         })
     );
     assert_eq!(block("cache {\n servfail 0\n}").cache.unwrap().servfail, Duration::ZERO);
@@ -128,7 +131,7 @@ fn cache_rejects_what_is_out_of_bounds() {
         "cache {\n positive 5\n}",
         "cache\ncache",
     ]);
-    for option in ["prefetch 5", "serve_stale 1h", "serve_stale_policy prefer_positive"] {
+    for option in ["prefetch 5", "serve_stale_policy prefer_positive"] {
         assert!(finding(&format!("cache {{\n {option}\n}}")).ends_with("is not supported by this version"));
     }
     assert_eq!(
@@ -151,6 +154,14 @@ fn forward_has_the_defaults_of_coredns() {
             health_check: Duration::from_millis(500),
             expire: seconds(10),
             max_concurrent: None,
+            max_attempts: None,
+            read_timeout: seconds(2),
+            failover: vec![],
+            next: vec![],
+            next_on_nodata: false,
+            fail_fast: false,
+            probe_without_recursion: false,
+            probe_name: Name::root(),
         }]
     );
 }
@@ -196,6 +207,7 @@ fn forward_reads_its_options_and_may_repeat() {
             health_check: seconds(5),
             expire: seconds(60),
             max_concurrent: Some(1000),
+            ..block("forward . 127.0.0.1").forward.remove(0)
         }
     );
     assert_eq!(
@@ -236,6 +248,14 @@ fn forward_rejects_what_cannot_be() {
         "forward . 127.0.0.1 {\n health_check -5s\n}",
         "forward . 127.0.0.1 {\n expire\n}",
         "forward . 127.0.0.1 {\n max_concurrent many\n}",
+        "forward . 127.0.0.1 {\n health_check 1s fast\n}",
+        "forward . 127.0.0.1 {\n health_check 1s domain\n}",
+        "forward . 127.0.0.1 {\n failover NOERROR\n}",
+        "forward . 127.0.0.1 {\n failover\n}",
+        "forward . 127.0.0.1 {\n next MAYBE\n}",
+        "forward . 127.0.0.1 {\n next_on_nodata yes\n}",
+        "forward . 127.0.0.1 {\n read_timeout 0s\n}",
+        "forward . 127.0.0.1 {\n max_connect_attempts -1\n}",
     ]);
     block(&format!("forward . {}", sixteen[..15].join(" ")));
 }
@@ -247,15 +267,11 @@ fn forward_names_what_is_not_supported_yet() {
         assert_eq!(finding(&format!("forward . {transport}://9.9.9.9")), expected);
     }
     for option in
-        ["tls", "tls_servername a", "failover SERVFAIL", "next NXDOMAIN", "max_age 1h", "source_address ::1"]
+        ["tls", "tls_servername a", "resolver ::1", "max_idle_conns 1", "max_age 1h", "source_address ::1"]
     {
         let found = finding(&format!("forward . 9.9.9.9 {{\n {option}\n}}"));
         assert!(found.ends_with("is not supported by this version"), "{found}");
     }
-    assert_eq!(
-        finding("forward . 9.9.9.9 {\n health_check 1s no_rec\n}"),
-        "3:18 `no_rec` of `health_check` is not supported by this version"
-    );
 }
 
 #[test]
@@ -307,7 +323,6 @@ fn hosts_rejects_what_coredns_drops_in_silence() {
         "hosts {\n reload 5\n}",
         "hosts {\n no_reverse yes\n}",
         "hosts {\n fallthrough\n 10.0.0.1 a\n}",
-        "hosts {\n fallthrough_unsupported\n}",
         "hosts /etc/hosts a..b",
         "hosts \"\"",
         "hosts\nhosts",
@@ -394,4 +409,77 @@ fn reload_keeps_its_bounds() {
         "reload {\n interval 5s\n}",
     ]);
     assert!(finding("reload\nreload 5s").starts_with("3:1 `reload` stands twice"));
+}
+
+#[test]
+fn forward_reads_what_is_done_about_failures() {
+    let found = block(
+        "forward . 127.0.0.1 {\n health_check 1s no_rec domain a.test\n failover SERVFAIL refused\n next NXDOMAIN\n \
+         next_on_nodata\n failfast_all_unhealthy_upstreams\n max_connect_attempts 3\n read_timeout 1500ms\n}",
+    );
+    let forward = &found.forward[0];
+    assert_eq!((forward.health_check, forward.probe_without_recursion), (seconds(1), true));
+    assert_eq!(forward.probe_name, name("a.test"));
+    assert_eq!((&forward.failover, &forward.next), (&vec![2, 5], &vec![3]));
+    assert!(forward.next_on_nodata && forward.fail_fast);
+    assert_eq!((forward.max_attempts, forward.read_timeout), (Some(3), Duration::from_millis(1500)));
+}
+
+#[test]
+fn cache_reads_how_stale_answers_are_served() {
+    let stale = |text: &str| block(&format!("cache {{\n serve_stale {text}\n}}")).cache.unwrap().serve_stale;
+    let default = ServeStale { up_to: seconds(3600), verify: None, ttl: 0, recheck: Duration::ZERO };
+    assert_eq!(stale(""), Some(default.clone()));
+    assert_eq!(stale("0s"), None);
+    assert_eq!(
+        stale("2h IMMEDIATE 30s 10s"),
+        Some(ServeStale { up_to: seconds(7200), verify: None, ttl: 30, recheck: seconds(10) })
+    );
+    assert_eq!(stale("1h verify"), Some(ServeStale { verify: Some(Duration::ZERO), ..default.clone() }));
+    let full =
+        ServeStale { verify: Some(Duration::from_millis(200)), ttl: 5, recheck: seconds(60), ..default };
+    assert_eq!(stale("1h verify 200ms 5s 1m"), Some(full));
+    for text in [
+        "x",
+        "1h later",
+        "1h immediate 1500ms",
+        "1h immediate 1s 6m",
+        "1h immediate 1s 1s 1s",
+        "1h verify 1s 1s 1s 1s",
+    ] {
+        rejects(&[&format!("cache {{\n serve_stale {text}\n}}")]);
+    }
+}
+
+#[test]
+fn timeouts_are_read_and_what_does_nothing_says_so() {
+    let found = block("timeouts {\n read 5s\n write 30\n idle 1m\n maxtcpqueries 100\n}").timeouts;
+    assert_eq!(
+        (found.read, found.write, found.idle),
+        (Some(seconds(5)), Some(seconds(30)), Some(seconds(60)))
+    );
+    assert_eq!(found.max_queries, Some(100));
+    rejects(&[
+        "timeouts",
+        "timeouts {\n read 500ms\n}",
+        "timeouts {\n idle 25h\n}",
+        "timeouts {\n maxtcpqueries 0\n}",
+        "timeouts {\n dial 1s\n}",
+    ]);
+    for directive in
+        ["debug", "pprof", "pprof :6053 {\n block\n}", "trace", "trace zipkin localhost:9411 {\n every 4\n}"]
+    {
+        assert!(finding(directive).ends_with("is accepted and does nothing here"), "{directive}");
+        block(directive);
+    }
+    for directive in ["pprof {\n cpu\n}", "trace a b c"] {
+        // Said twice: what is wrong, and that it does nothing.
+        assert_eq!(messages(&format!(". {{\n{directive}\n}}")).len(), 2, "{directive}");
+    }
+}
+
+#[test]
+fn hosts_passes_other_types_on_only_where_it_falls_through() {
+    assert!(block("hosts {\n fallthrough\n fallthrough_unsupported\n}").hosts.unwrap().passes_other_types);
+    rejects(&["hosts {\n fallthrough_unsupported\n}"]);
 }

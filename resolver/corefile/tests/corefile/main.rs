@@ -6,7 +6,9 @@
     reason = "a test may stop at the first surprise; clippy.toml's permission does not reach helpers"
 )]
 
+mod around;
 mod directives;
+mod docs;
 mod grammar;
 mod node_local;
 mod properties;
