@@ -78,6 +78,7 @@ impl UdpPool {
             let packet = packet.map_err(|cause| ExchangeError::Receive(Arc::new(cause)))?;
             match Reply::parse(&packet) {
                 Ok(reply) if reply.answers(id, &ask.name, ask.qtype, ask.qclass) => {
+                    expect_no_more(&pooled.socket);
                     pooled.uses += 1;
                     self.put_back(pooled);
                     return Ok(Response { packet, reply });
@@ -135,11 +136,14 @@ async fn receive(socket: &UdpSocket) -> io::Result<Vec<u8>> {
             Ok(buffer.get(..length).unwrap_or(buffer).to_vec())
         })
     };
-    let packet = socket.async_io(Interest::READABLE, read).await;
-    // There was one question, so there is one answer: without this the next question would look for its answer before
-    // it can be there. A second datagram, if there is one, is found with the next answer.
+    socket.async_io(Interest::READABLE, read).await
+}
+
+/// Notes that nothing more is expected: without this the next question would look for its answer before it can be there.
+/// Only once the answer has come, for the kernel tells of a datagram when it comes, and not of those that lie there: what
+/// lies behind the answer is found with the next one.
+fn expect_no_more(socket: &UdpSocket) {
     if socket.try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into())).is_ok() {
         // Never: the closure gives an error.
     }
-    packet
 }
