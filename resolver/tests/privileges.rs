@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use common::{HANG, ip, patient, patient_tcp, socket};
 use nodestub_lab::skip::{can_make_namespaces, skip};
@@ -140,11 +141,21 @@ fn threads(daemon: &Daemon) -> Vec<(String, BTreeMap<String, String>)> {
 
 /// One thread has both capabilities, and nobody else has any.
 fn assert_confined(daemon: &Daemon) {
-    let threads = threads(daemon);
+    const EXPECTED: [&str; 4] = ["udp-0", "tokio-rt-worker", "watchdog", "signals"];
+    let started = Instant::now();
+    // A thread names itself, a moment after it began; the last of them begins when DNS is served.
+    let threads = loop {
+        let threads = threads(daemon);
+        let names: Vec<_> = threads.iter().map(|(name, _)| name.as_str()).collect();
+        // Until then it has the program's name, as the first of them has for good.
+        let unnamed = names.iter().filter(|name| **name == "resolver").count();
+        if EXPECTED.iter().all(|expected| names.contains(expected)) && unnamed <= 1 {
+            break threads;
+        }
+        assert!(started.elapsed() < HANG, "of {EXPECTED:?} one is not among {names:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    };
     let names: Vec<_> = threads.iter().map(|(name, _)| name.as_str()).collect();
-    for expected in ["udp-0", "tokio-rt-worker", "watchdog", "signals"] {
-        assert!(names.contains(&expected), "{expected} is not among {names:?}");
-    }
     assert_eq!(names.iter().filter(|name| **name == "node").count(), 1, "{names:?}");
     for (name, fields) in &threads {
         let kept = if name == "node" { KEPT } else { NONE };
