@@ -1,6 +1,6 @@
 //! A CA with its key: made, read again, and signing.
 //!
-//! Rules for what it signs are in [`crate::issue`].
+//! Rules for what it signs are in [`mod@crate::issue`].
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
