@@ -71,14 +71,7 @@ impl Work {
         let own = format!("{}.{}.svc", self.settings.names.service, self.settings.names.namespace);
         let hosts: Vec<String> = self.sight.hooks().iter().map(|hook| hook.host.clone()).collect();
         let hosts = if hosts.is_empty() { vec![own] } else { hosts };
-        hosts.into_iter().find(|host| {
-            let good = pair.names().iter().any(|name| {
-                name.eq_ignore_ascii_case(host)
-                    // One label may be a wildcard (RFC 6125, 6.4.3).
-                    || name.strip_prefix('*').is_some_and(|rest| host.split_once('.').is_some_and(|(_, parent)| rest.get(1..) == Some(parent)))
-            });
-            !good
-        })
+        hosts.into_iter().find(|host| !pair.is_good_for(host))
     }
 
     fn offer(&mut self, pair: &Arc<Pair>) {
