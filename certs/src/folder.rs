@@ -104,7 +104,11 @@ impl Folder {
     /// # Errors
     /// Names the file and what is wrong with it.
     pub fn check(&self, material: &Material, now: SystemTime) -> Result<Pair, FolderError> {
-        Pair::parse(material, now).map_err(|source| FolderError::Pair { folder: self.path.clone(), source })
+        Pair::parse(material, now).map_err(|source| self.refuse(source))
+    }
+
+    pub(crate) fn refuse(&self, source: PairError) -> FolderError {
+        FolderError::Pair { folder: self.path.clone(), source }
     }
 
     fn replace(&self, name: &str, text: &[u8], mode: u32) -> Result<(), FolderError> {

@@ -123,6 +123,30 @@ impl Pair {
         &self.names
     }
 
+    /// Whether a client that asks for that host finds it among the names.
+    #[must_use]
+    pub fn is_good_for(&self, host: &str) -> bool {
+        self.names.iter().any(|name| {
+            name.eq_ignore_ascii_case(host)
+                // One label may be a wildcard (RFC 6125, 6.4.3).
+                || name.strip_prefix("*.").is_some_and(|parent| {
+                    host.split_once('.').is_some_and(|(_, rest)| rest.eq_ignore_ascii_case(parent))
+                })
+        })
+    }
+
+    /// The name that clients of this pair would miss in the other. An API server asks for `service.namespace.svc`: one of
+    /// those must stay; where there is none, any name.
+    #[must_use]
+    pub fn lost_by(&self, other: &Self) -> Option<String> {
+        let services: Vec<&String> = self.names.iter().filter(|name| name.ends_with(".svc")).collect();
+        let asked = if services.is_empty() { self.names.iter().collect() } else { services };
+        let stays = asked.iter().any(|name| other.is_good_for(name))
+            // One of ours that was a wildcard may be named in full now.
+            || other.names.iter().any(|name| name.ends_with(".svc") && self.is_good_for(name));
+        if stays { None } else { asked.first().map(|name| (*name).clone()) }
+    }
+
     /// When the serving certificate is valid.
     #[must_use]
     pub fn leaf(&self) -> Validity {
@@ -163,6 +187,11 @@ pub enum PairError {
     Key(rustls::Error),
     /// Key and certificate are of different pairs.
     Mismatch,
+    /// The certificate lacks what clients ask for.
+    Name {
+        /// What they ask for.
+        name: String,
+    },
     /// The serving certificate begins in the future.
     NotYetValid {
         /// When it begins.
@@ -188,6 +217,9 @@ impl fmt::Display for PairError {
             }
             Self::Key(_) => f.write_str("tls.key cannot be used: it must be an RSA, ECDSA or Ed25519 key"),
             Self::Mismatch => f.write_str("tls.key and tls.crt are not of the same pair"),
+            Self::Name { name } => {
+                write!(f, "tls.crt is not good for {name}, which is asked for until now")
+            }
             Self::NotYetValid { not_before } => {
                 write!(f, "tls.crt is not valid before {}", OffsetDateTime::from(*not_before))
             }

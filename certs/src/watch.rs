@@ -21,7 +21,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 
 use crate::folder::{Folder, FolderError};
-use crate::pair::{Material, Pair};
+use crate::pair::{Material, Pair, PairError};
 use crate::resolver::Resolver;
 
 /// What one look at the folder came to.
@@ -66,7 +66,7 @@ impl Watcher {
             Ok(material) => material,
             Err(error) => return self.failed(error),
         };
-        match self.folder.check(&material, now) {
+        match self.folder.check(&material, now).and_then(|pair| self.keeps_names(pair, now)) {
             Ok(pair) => {
                 let pair = Arc::new(pair);
                 self.resolver.swap(Arc::clone(&pair));
@@ -104,6 +104,16 @@ impl Watcher {
             }
         })?;
         Ok(Watch { stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// Whoever asks for a name of the pair that is served, and not of the new one, would be lost by the exchange. One that
+    /// has ended holds nobody.
+    fn keeps_names(&self, pair: Pair, now: SystemTime) -> Result<Pair, FolderError> {
+        let served = self.resolver.current().filter(|served| served.leaf().contains(now));
+        match served.and_then(|served| served.lost_by(&pair)) {
+            None => Ok(pair),
+            Some(name) => Err(self.folder.refuse(PairError::Name { name })),
+        }
     }
 
     fn failed(&mut self, error: FolderError) -> Outcome {
@@ -181,7 +191,8 @@ impl Drop for Watch {
 }
 
 /// An error and its causes in one line.
-fn full_text(error: &dyn std::error::Error) -> String {
+#[must_use]
+pub fn full_text(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -203,8 +214,12 @@ mod tests {
     const HOUR: Duration = Duration::from_secs(3600);
 
     fn material(now: SystemTime) -> Material {
+        material_of("web", now)
+    }
+
+    fn material_of(service: &str, now: SystemTime) -> Material {
         let names = ServingNames {
-            service: "web".to_owned(),
+            service: service.to_owned(),
             namespace: "here".to_owned(),
             cluster_domain: None,
             addresses: Vec::new(),
@@ -241,11 +256,29 @@ mod tests {
         assert!(matches!(watcher.poll(now), Outcome::Failed { repeated: false, .. }), "no key");
         folder.write(&material(now - HOUR * 3)).unwrap();
         assert!(matches!(watcher.poll(now), Outcome::Failed { repeated: false, .. }), "expired");
+        folder.write(&material_of("elsewhere", now)).unwrap();
+        let Outcome::Failed { error, .. } = watcher.poll(now) else { panic!("another name was taken") };
+        assert!(
+            full_text(&error).ends_with("tls.crt is not good for web.here.svc, which is asked for until now")
+        );
         assert!(Arc::ptr_eq(&good, &resolver.current().unwrap()));
 
         folder.write(&material(now)).unwrap();
         assert!(matches!(watcher.poll(now), Outcome::Swapped(_)));
         assert!(!Arc::ptr_eq(&good, &resolver.current().unwrap()));
+    }
+
+    #[test]
+    fn takes_other_names_once_the_served_certificate_has_ended() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = Folder::new(home.path());
+        let mut watcher = Watcher::new(folder.clone(), Resolver::empty());
+        let now = SystemTime::now();
+        folder.write(&material(now)).unwrap();
+        assert!(matches!(watcher.poll(now), Outcome::Swapped(_)));
+        let later = now + HOUR * 2;
+        folder.write(&material_of("elsewhere", later)).unwrap();
+        assert!(matches!(watcher.poll(later), Outcome::Swapped(_)));
     }
 
     #[test]

@@ -206,7 +206,8 @@ fn watch_certificates(
         Outcome::Failed { error, repeated } => {
             metrics.certificates_loaded(false);
             if !repeated {
-                let error: &dyn Error = &error;
+                // A log in JSON shows no causes by itself.
+                let error = nodestub_certs::watch::full_text(&error);
                 tracing::error!(error, "the certificate was not loaded; the last good one is kept");
             }
         }

@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! listen      TCP, TLS with the current certificate, limits of time and number
+//! linger      the end of a connection, without a reset
 //! server      HTTP: routes, body limit, answers in one line when it is not a review
 //! admission   AdmissionReview -> our Request, Decision -> AdmissionReview; a fault leaves the pod as it is
 //! admit       the decision: pure, total, a reason on every path
@@ -23,6 +24,7 @@ pub mod args;
 pub mod certificates;
 pub mod explain;
 pub mod facts;
+pub mod linger;
 pub mod listen;
 pub mod metrics;
 pub mod policy;

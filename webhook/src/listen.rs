@@ -5,7 +5,7 @@
 //! fails. It is also one dependency less for a first build.
 //!
 //! A connection's way: a permit → accepted → TLS handshake → HTTP/1.1 or 2, as ALPN says → first request in time →
-//! until it is idle for long, too old, or we stop: then it ends gracefully, after what it has in hand.
+//! until it is idle for long, too old, or we stop: then it ends gracefully, after what it has in hand (`linger`).
 
 use std::io;
 use std::pin::pin;
@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
+use crate::linger::Shared;
 use crate::metrics::{ConnectionFailure, Metrics};
 
 /// Bounds of one port.
@@ -126,9 +127,10 @@ impl Port {
         if let Some(metrics) = &self.metrics {
             metrics.connections.inc();
         }
+        let stream = Shared::new(stream);
         let ended = match &self.tls {
-            None => self.http(stream, false, &stop).await,
-            Some(tls) => match timeout(self.limits.handshake, tls.accept(stream)).await {
+            None => self.http(stream.clone(), false, &stop).await,
+            Some(tls) => match timeout(self.limits.handshake, tls.accept(stream.clone())).await {
                 Err(_) => Err((ConnectionFailure::HandshakeTimeout, None)),
                 Ok(Err(error)) => Err((ConnectionFailure::Handshake, Some(error.into()))),
                 Ok(Ok(stream)) => {
@@ -137,6 +139,7 @@ impl Port {
                 }
             },
         };
+        stream.linger().await;
         if let Some(metrics) = &self.metrics {
             metrics.connections.dec();
             if let Err((failure, cause)) = ended {

@@ -158,3 +158,35 @@ fn ask(stream: &mut TcpStream) {
     stream.write_all(REQUEST).unwrap();
     assert_eq!(read_response(stream).text(), "here");
 }
+
+#[test]
+fn resets_no_connection_whose_client_still_sends_when_it_ends() {
+    let server = start(Limits { age: SHORT, ..limits() }, None);
+    let mut stream = server.connect();
+    stream.write_all(REQUEST).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    assert!(text.ends_with("here"), "{text}");
+    // The first of these would be answered by a reset, and the others not taken at all.
+    for _ in 0..3 {
+        stream.write_all(b"GET").unwrap();
+        std::thread::sleep(SHORT);
+    }
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
+fn lets_go_of_a_client_that_goes_on_sending_when_its_connection_has_ended() {
+    let server = start(Limits { age: SHORT, connections: 1, ..limits() }, None);
+    let mut endless = server.connect();
+    endless.write_all(REQUEST).unwrap();
+    let mut text = String::new();
+    endless.read_to_string(&mut text).unwrap();
+    while endless.write_all(&[b'x'; 4096]).is_ok() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // The only place is free again.
+    let mut next = server.connect();
+    next.write_all(REQUEST).unwrap();
+    assert!(read_to_close(&mut next).ends_with("here"));
+}

@@ -11,7 +11,7 @@ use kube::Client;
 use kube::client::Body;
 use kube::config::{Config, KubeConfigOptions, Kubeconfig};
 use serde_json::Value;
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncWriteExt as _, copy, sink};
 use tokio::net::{TcpListener, TcpStream};
 
 /// Requests under way at the same time.
@@ -170,8 +170,21 @@ async fn pass_on(mut client: TcpStream, number: usize, replicas: Vec<SocketAddr>
         let Ok(mut replica) = TcpStream::connect(replicas[(number + next) % replicas.len()]).await else {
             continue;
         };
-        // How it ends is for both ends to see.
-        drop(copy_bidirectional(&mut client, &mut replica).await);
+        // Each way by itself, to its own end: what one end says last is told to the other, though that one can say no
+        // more. `copy_bidirectional` lets go of both when either fails, and of the answers that it has read.
+        let ((mut from_client, mut to_client), (mut from_replica, mut to_replica)) =
+            (client.split(), replica.split());
+        let up = async {
+            if copy(&mut from_client, &mut to_replica).await.is_err() {
+                drop(copy(&mut from_client, &mut sink()).await);
+            }
+            drop(to_replica.shutdown().await);
+        };
+        let down = async {
+            drop(copy(&mut from_replica, &mut to_client).await);
+            drop(to_client.shutdown().await);
+        };
+        tokio::join!(up, down);
         return;
     }
 }

@@ -38,3 +38,7 @@ test_an_emptied_bundle_is_mended() {
 test_certificates_of_cert_manager_wait_for_trust() {
     rotation serves_what_cert_manager_makes_once_the_api_server_trusts_it
 }
+
+test_certificates_that_are_provided_stay_the_last_good() {
+    rotation serves_what_somebody_provides_and_keeps_the_last_good_of_it
+}
