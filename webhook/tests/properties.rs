@@ -6,6 +6,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::{apply, check_injected};
+use nodestub_webhook::admission::answer;
 use nodestub_webhook::admit::options::DnsOption;
 use nodestub_webhook::admit::reason::{MAX_WARNING_BYTES, MAX_WARNINGS};
 use nodestub_webhook::admit::{
@@ -180,6 +181,39 @@ proptest! {
             prop_assert!(decision.warnings.iter().all(|warning| warning.text().len() <= MAX_WARNING_BYTES));
             if decision.reason == Reason::Injected {
                 check_injected("any", &pod, &apply(&pod, &json!(decision.patch)));
+            }
+        }
+    }
+
+    #[test]
+    fn never_refuses_a_pod_nor_breaks_on_any_bytes(
+        bytes in prop::collection::vec(any::<u8>(), 0..300), object in any_json(), at in any::<prop::sample::Index>(),
+        (policy, facts) in any_setting()
+    ) {
+        let review = json!({
+            "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
+                "uid": "1", "operation": "CREATE", "namespace": "shop", "name": "web", "userInfo": {}, "object": object,
+                "kind": {"group": "", "version": "v1", "kind": "Pod"},
+                "resource": {"group": "", "version": "v1", "resource": "pods"},
+            },
+        });
+        let whole = review.to_string().into_bytes();
+        let mut broken = whole.clone();
+        let at = at.index(broken.len());
+        broken.splice(at..(at + 1), bytes.iter().take(3).copied());
+        for (body, must_answer) in [(whole, true), (broken, false), (bytes, false)] {
+            match answer(&policy, &facts, &body) {
+                Ok(answered) => {
+                    prop_assert_ne!(answered.decision.reason, Reason::Fault);
+                    let answered: Value = serde_json::from_slice(&answered.body).unwrap();
+                    prop_assert_eq!(&answered["response"]["allowed"], &json!(true));
+                    prop_assert!(answered["response"]["auditAnnotations"]["decision"].is_string());
+                }
+                Err(error) => {
+                    prop_assert!(!must_answer, "{}", error);
+                    let said = error.to_string();
+                    prop_assert!(!said.is_empty() && !said.contains('\n'), "{}", said);
+                }
             }
         }
     }

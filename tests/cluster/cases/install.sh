@@ -328,6 +328,45 @@ decisions() {
     done | awk '$1 == "nodestub_webhook_decision_duration_seconds_count" { sum += $2 } END { print sum + 0 }'
 }
 
+# of_the_api_server METRIC LABEL...: what the API server itself has counted of our webhook, with all of the labels.
+of_the_api_server() {
+    kubectl get --raw /metrics | awk -v metric="$1" -v labels="${*:2}" '
+        index($1, metric "{") == 1 {
+            many = split(labels, label, " ")
+            for (i = 1; i <= many; i++) if (!index($1, label[i])) next
+            sum += $NF
+        }
+        END { print sum + 0 }'
+}
+
+# What a dry run might have changed, with versions.
+everything() {
+    kubectl get configmaps,secrets,serviceaccounts,namespaces,services,daemonsets,mutatingwebhookconfigurations -A \
+        -o jsonpath='{range .items[*]}{.kind} {.metadata.name} {.metadata.resourceVersion}{"\n"}{end}'
+    k get pods -o name
+}
+
+# audited POD: decision and revision in the API server's audit log.
+audited() {
+    jq -r --arg namespace "$namespace" --arg name "$1" 'select(.objectRef.namespace == $namespace and .objectRef.name == $name)
+        | .annotations | "\(.["inject.nodestub.io/decision"]) \(.["inject.nodestub.io/revision"])"' "$LOGS/audit.log"
+}
+
+# publish_unready true|false: whether the API server is led to replicas that say they are not ready.
+publish_unready() {
+    kubectl -n "$SYSTEM" patch service nodestub-webhook -p '{"spec": {"publishNotReadyAddresses": '"$1"'}}' > /dev/null
+}
+
+# left_as_it_is POD REASON: the API server says in its log why it went on without the webhook.
+left_as_it_is() {
+    local lines
+    lines=$(wc -l < "$LOGS/kube-apiserver.log")
+    asker "$1"
+    expect_equal "dnsPolicy of $1" "$(policy_of "$1")" ClusterFirst
+    tail -n "+$((lines + 1))" "$LOGS/kube-apiserver.log" | grep -F 'failing open inject.nodestub.io' | grep -qF -- "$2" ||
+        fail "the API server does not say ${2@Q}: $(tail -n "+$((lines + 1))" "$LOGS/kube-apiserver.log" | grep -F nodestub | tail -n 3)"
+}
+
 # policy_of POD
 policy_of() {
     k get pod "$1" -o jsonpath='{.spec.dnsPolicy}'
@@ -344,7 +383,7 @@ webhooks() {
 }
 
 test_no_webhook_that_is_dead_slow_or_wrong_stops_a_pod() {
-    local calls version
+    local calls counted spared before
     prepare
     install
     new_namespace "$namespace-in" nodestub.io/inject=enabled
@@ -352,14 +391,14 @@ test_no_webhook_that_is_dead_slow_or_wrong_stops_a_pod() {
     wait_for "$PATIENCE" "an injected dry run" is_injecting
 
     # A dry run changes nothing.
-    version=$(kubectl -n kube-system get configmap nodestub-facts -o jsonpath='{.metadata.resourceVersion}')
+    before=$(everything)
     is_injecting > /dev/null
-    expect_equal "pods after dry runs" "$(k get pods -o name)" ""
-    expect_equal "the facts' version after a dry run" \
-        "$(kubectl -n kube-system get configmap nodestub-facts -o jsonpath='{.metadata.resourceVersion}')" "$version"
+    expect_equal "what there is after a dry run" "$(everything)" "$before"
 
     # Selectors and conditions spare what need not come.
     calls=$(decisions)
+    counted=$(of_the_api_server apiserver_admission_webhook_request_total .nodestub.io)
+    spared=$(of_the_api_server apiserver_admission_match_condition_exclusions_total .nodestub.io)
     k run out --image=nodestub.test/asker:1 --labels nodestub.io/inject=disabled --dry-run=server > /dev/null
     k run out --image=nodestub.test/asker:1 --annotations nodestub.io/inject=disabled --dry-run=server > /dev/null
     k run out --image=nodestub.test/asker:1 --overrides '{"spec": {"dnsPolicy": "Default"}}' --dry-run=server > /dev/null
@@ -367,29 +406,40 @@ test_no_webhook_that_is_dead_slow_or_wrong_stops_a_pod() {
     k run out --image=nodestub.test/asker:1 --overrides '{"spec": {"nodeSelector": {"kubernetes.io/os": "windows"}}}' --dry-run=server > /dev/null
     kubectl -n default run out --image=nodestub.test/asker:1 --dry-run=server > /dev/null
     expect_equal "calls for pods that need none" "$(($(decisions) - calls))" 0
+    expect_equal "the same, as the API server counts them" \
+        "$(($(of_the_api_server apiserver_admission_webhook_request_total .nodestub.io) - counted))" 0
+    # Of the six, two are spared by the selectors.
+    expect_equal "calls that conditions spared" \
+        "$(($(of_the_api_server apiserver_admission_match_condition_exclusions_total .nodestub.io) - spared))" 4
     is_injecting > /dev/null
+    counted=$(($(of_the_api_server apiserver_admission_webhook_request_total .nodestub.io) - counted))
+    ((counted >= 1)) || fail "the API server counts no call where there is one"
     # Once, and once more because the first changed it, at most.
     calls=$(($(decisions) - calls))
     ((calls >= 1)) || fail "a call that must come did not come"
 
     asker good
     expect_equal "dnsPolicy" "$(policy_of good)" None
+    # In the words of the API server's own audit log.
+    expect_equal "the audit annotations" "$(audited good)" \
+        "injected $(k get pod good -o jsonpath='{.metadata.annotations.nodestub\.io/revision}')"
 
     webhooks STOP
-    asker slow
-    expect_equal "dnsPolicy while the webhook does not answer" "$(policy_of slow)" ClusterFirst
+    left_as_it_is slow "context deadline exceeded"
     webhooks CONT
     wait_for "$PATIENCE" "an injected dry run" is_injecting
 
     # The webhook would mend it at once: so it is told that somebody else fills it in.
     certificates_mode provided
     wait_for "$PATIENCE" "an injected dry run" is_injecting
+    # A replica that is not trusted says that it is not ready, and is asked no more; here it must be asked.
+    publish_unready true
     "$OUR_PROGRAMS/nodestub-webhook" certificates --folder "$INSTALL/others" > /dev/null
     trust "$(base64 -w0 "$INSTALL/others/ca.crt")"
     is_not_injecting() { ! is_injecting; }
     wait_for "$PATIENCE" "the API server to hear of another CA" is_not_injecting
-    asker distrusted
-    expect_equal "dnsPolicy while the certificate is wrong" "$(policy_of distrusted)" ClusterFirst
+    left_as_it_is distrusted "x509: certificate signed by unknown authority"
+    publish_unready false
     certificates_mode self
     wait_for "$PATIENCE" "an injected dry run" is_injecting
 
@@ -405,6 +455,112 @@ test_no_webhook_that_is_dead_slow_or_wrong_stops_a_pod() {
     for pod in good slow distrusted dead; do
         expect_equal "the API server's address in $pod" "$(getent_in "$pod" kubernetes.default)" "$KUBERNETES_SERVICE"
     done
+}
+
+# How often the container of the node's resolver was started again.
+restarts() {
+    kubectl -n kube-system get pods -l app.kubernetes.io/name=nodestub-resolver -o json |
+        jq '[.items[].status.containerStatuses[]?.restartCount] | add // 0'
+}
+has_restarted() { (($(restarts) > 0)); }
+is_alone() { (($(kubectl -n kube-system get pods -l app.kubernetes.io/name=nodestub-resolver -o name | wc -l) == 1)); }
+
+# How many names the pod has looked up so far; and whether it is as many.
+looked_up() {
+    k exec asking -- sh -c 'wc -l < /tmp/asked'
+}
+goes_on() { (($(looked_up) >= $1)); }
+
+# while_it_asks WHAT COMMAND...: the pod looks names up before, during and after the command; what it lost is counted.
+while_it_asks() {
+    local what=$1 from to
+    shift
+    from=$(looked_up)
+    wait_for "$PATIENCE" "the pod to ask" goes_on "$((from + 20))"
+    "$@"
+    wait_for "$PATIENCE" "the pod to go on" goes_on "$(($(looked_up) + 20))"
+    to=$(looked_up)
+    k exec asking -- sed -n "$((from + 1)),${to}p" /tmp/asked > "$INSTALL/asked"
+    expect_equal "lookups without an answer, $what" "$(grep -vE '^[0-9]+ [0-9.]+ $' "$INSTALL/asked")" ""
+    figure "$what: all of $((to - from)) lookups answered, $(grep -c " $ip $" "$INSTALL/asked") by the cluster DNS itself"
+}
+
+# tracked_of ADDRESS: the entries of connection tracking for its queries, by whichever way.
+tracked_of() {
+    { tracked "$LOCAL_ADDRESS" && tracked "$CLUSTER_DNS"; } | grep "src=$1 " || true
+}
+
+killed() {
+    on_node pkill -KILL --full '^/nodestub-resolver'
+    wait_for "$PATIENCE" "the kubelet to start it again" has_restarted
+    kubectl -n kube-system rollout status daemonset nodestub-resolver --timeout=150s > /dev/null
+}
+
+upgraded() {
+    kubectl -n kube-system set image daemonset/nodestub-resolver resolver=nodestub.test/resolver:2 > /dev/null
+    kubectl -n kube-system rollout status daemonset nodestub-resolver --timeout=150s > /dev/null
+    wait_for "$PATIENCE" "the old pod to end" is_alone
+}
+
+deleted() {
+    kubectl -n kube-system delete daemonset nodestub-resolver --cascade=foreground --timeout=90s > /dev/null
+    expect_equal "resolvers that run" "$(on_node pgrep --full '^/nodestub-resolver')" ""
+}
+
+test_injected_pods_resolve_while_their_nodes_resolver_is_killed_upgraded_and_deleted() {
+    local ip
+    prepare
+    make_image nodestub.test/resolver:2 --entrypoint '["/nodestub-resolver"]' --user 65532:65532 --text /version:2 --program \
+        "$OUR_PROGRAMS/nodestub-resolver:/nodestub-resolver:cap_net_admin,cap_net_bind_service=p"
+    install
+    new_namespace "$namespace-in" nodestub.io/inject=enabled
+    namespace=$namespace-in
+    wait_for "$PATIENCE" "an injected dry run" is_injecting
+    # Names that nobody has asked for before; the address is that of whoever asked the cluster DNS for it.
+    # shellcheck disable=SC2016 # expanded in the pod
+    k run asking --image=nodestub.test/asker:1 --command -- sh -c 'i=0
+        while i=$((i + 1)); do
+            echo "$i $(getent ahostsv4 "$i.$0." | while read -r address type _; do [ "$type" = STREAM ] && echo -n "$address "; done)" >> /tmp/asked
+            sleep 0.05
+        done' "who.$CLUSTER_DOMAIN" > /dev/null
+    k wait --for=condition=Ready pod/asking --timeout="${PATIENCE}s" > /dev/null
+    expect_equal "its mark" "$(k get pod asking -o jsonpath='{.metadata.annotations.nodestub\.io/status}')" injected
+    ip=$(address asking)
+
+    while_it_asks "killed by SIGKILL" killed
+    # By now its queries pass connection tracking by, and an upgrade is no moment without a listener.
+    on_node conntrack -F 2> /dev/null
+    while_it_asks "upgraded to another image" upgraded
+    expect_equal "tracked queries of an injected pod" "$(tracked_of "$ip")" ""
+    while_it_asks "its DaemonSet deleted" deleted
+    # What was not there above would have been seen: now kube-proxy takes the queries to a pod of the cluster DNS.
+    [[ -n $(tracked_of "$ip") ]] || fail "nothing is tracked while the kernel sends queries on"
+}
+
+test_the_readme_leads_from_nothing_to_an_injected_pod() {
+    local desk=$INSTALL/desk
+    prepare
+    mkdir -p "$desk/target/release" "$desk/bin"
+    ln -s "$OUR_PROGRAMS/nodestub-resolver" "$INSTALL/nodestub-webhook" "$desk/target/release/"
+    mkdir "$desk/tests"
+    ln -s "$(realpath "$HERE")" "$desk/tests/cluster"
+    ln -s "$(realpath "$HERE/../../manifests")" "$desk/manifests"
+    make_image docker.io/library/busybox:1.37 --program "$BUSYBOX:/bin/busybox" --link busybox:/bin/sh \
+        --link busybox:/bin/cat --link busybox:/bin/sleep --link busybox:/bin/nslookup
+    # The cluster is there; what `kind` would have its nodes import, ours does.
+    cat > "$desk/bin/kind" << END
+#!/bin/sh -e
+case "\$1 \$2" in
+    "create cluster") ;;
+    "load image-archive") exec ctr --address $CONTAINERD_SOCKET --namespace k8s.io images import --digests=false \
+        --snapshotter $(snapshotter) "\$3" ;;
+    *) exit 1 ;;
+esac
+END
+    printf '#!/bin/sh\nexec %q --kubeconfig %q "$@"\n' "$(program kubectl)" "$CLUSTER_DIR/admin.kubeconfig" > "$desk/bin/kubectl"
+    chmod +x "$desk/bin/"*
+    namespaces+=(shop)
+    on_node env --chdir="$desk" PATH="$desk/bin:$PATH" "$(realpath "$HERE/../readme")" --cluster "$(realpath "$HERE/../../README.md")"
 }
 
 test_the_webhook_serves_from_the_nodes_network_where_pods_cannot_be_reached() {

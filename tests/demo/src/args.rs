@@ -1,4 +1,4 @@
-//! The command line. By hand: five flags are not worth the time that a parser's build takes.
+//! The command line. By hand: six flags are not worth the time that a parser's build takes.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -15,6 +15,8 @@ Usage: cargo demo [OPTIONS]
   --manifest FILE  take the first Pod or Pod template of FILE (YAML or JSON)
   --keep           leave it running and print how to ask it with dig, until Ctrl-C
   --loopback       without namespaces, on loopback: less to see, needs no rights at all
+  --cluster        on a real one-node Kubernetes cluster instead, made on the spot, from nothing to a pod that asks its
+                   node; needs root, Debian and Go, and the first time ten to twenty minutes to build Kubernetes
   --color WHEN     auto, always or never; auto is a terminal without NO_COLOR
   --help           print this
 
@@ -30,6 +32,8 @@ pub struct Arguments {
     pub keep: bool,
     /// Make no namespaces even where that is allowed.
     pub loopback: bool,
+    /// On a real cluster, made on the spot.
+    pub cluster: bool,
     /// When to colour.
     pub colour: Colour,
     /// Print the help and do nothing else.
@@ -58,13 +62,19 @@ impl Arguments {
                     .ok_or_else(|| format!("{name} needs a value; see --help"))
             };
             match name {
+                // As with every other program that cargo runs: `cargo demo -- --keep`. The alias has one already.
+                "--" => {}
                 "--manifest" => arguments.manifest = Some(PathBuf::from(value()?)),
                 "--color" | "--colour" => arguments.colour = colour(&value()?)?,
                 "--keep" if !has_value => arguments.keep = true,
                 "--loopback" if !has_value => arguments.loopback = true,
+                "--cluster" if !has_value => arguments.cluster = true,
                 "--help" | "-h" if !has_value => arguments.help = true,
                 _ => return Err(format!("unknown option {:?}; see --help", word.to_string_lossy())),
             }
+        }
+        if arguments.cluster && (arguments.loopback || arguments.manifest.is_some()) {
+            return Err("--cluster goes with --keep and --color only; see --help".to_owned());
         }
         Ok(arguments)
     }
@@ -96,13 +106,24 @@ mod tests {
         assert_eq!(parse("--manifest=a=b --color always").unwrap().manifest, Some(PathBuf::from("a=b")));
         assert_eq!(parse("").unwrap(), Arguments::default());
         assert!(parse("-h").unwrap().help);
+        let arguments = parse("--cluster --keep").unwrap();
+        assert!(arguments.cluster && arguments.keep);
+        assert!(parse("-- --keep").unwrap().keep);
     }
 
     #[test]
     fn rejects_what_it_does_not_know_and_says_where_help_is() {
-        for line in
-            ["--kepp", "file.yaml", "--manifest", "--manifest=", "--keep=yes", "--color sometimes", "-k"]
-        {
+        for line in [
+            "--kepp",
+            "file.yaml",
+            "--manifest",
+            "--manifest=",
+            "--keep=yes",
+            "--color sometimes",
+            "-k",
+            "--cluster --loopback",
+            "--cluster --manifest a.yaml",
+        ] {
             let error = parse(line).unwrap_err();
             assert!(error.contains("--"), "{line}: {error}");
             assert!(!error.contains('\n'), "{error}");

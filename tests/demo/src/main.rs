@@ -3,6 +3,7 @@
 //! Without dependencies, so that whatever is missing is said in the first second and not after minutes of building.
 //! The rest is built by one cargo command, so that each dependency is compiled with one set of features, once.
 //! Order: options → the machine → the manifest can be read → build → `nodestub-demo-show` in this process's place.
+//! With `--cluster` only the options are read here: `tests/cluster/demo` does the rest, with what the cluster's tests use.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
@@ -39,6 +40,9 @@ fn run(arguments: &Arguments) -> String {
 
     use nodestub_demo::{BUILT_VARIABLE, STARTED_VARIABLE, now_ms};
 
+    if arguments.cluster {
+        return on_a_cluster(arguments);
+    }
     let started = now_ms();
     if let Err(error) = machine::check(arguments) {
         return error;
@@ -53,6 +57,19 @@ fn run(arguments: &Arguments) -> String {
         .env(BUILT_VARIABLE, now_ms().to_string())
         .exec();
     format!("{} does not start: {error}", show.display())
+}
+
+/// As [`run`].
+#[cfg(target_os = "linux")]
+fn on_a_cluster(arguments: &Arguments) -> String {
+    use std::os::unix::process::CommandExt;
+
+    let script = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("cluster").join("demo");
+    let colour = if Palette::for_stdout(arguments.colour).is_coloured() { "always" } else { "never" };
+    let mut command = std::process::Command::new(&script);
+    command.args(["--color", colour]).args(arguments.keep.then_some("--keep"));
+    let error = command.exec();
+    format!("{} does not start: {error}", script.display())
 }
 
 #[cfg(not(target_os = "linux"))]

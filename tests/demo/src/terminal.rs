@@ -59,6 +59,11 @@ impl Palette {
         Self { coloured }
     }
 
+    /// Whether there are colours.
+    pub fn is_coloured(self) -> bool {
+        self.coloured
+    }
+
     /// Text in a style. Padding belongs inside the text, for escape codes count as width.
     pub fn paint(self, style: Style, text: impl fmt::Display) -> String {
         let code = match style {
