@@ -38,7 +38,7 @@ use crate::handover::{Entrance, Event, HandoverError, Handovers, Identity, Pantr
 use crate::listen::{BindError, Listeners, MAX_WORKERS, Shared};
 use crate::loops::{self, LoopProbes};
 use crate::metrics::{Counter, PluginCounters};
-use crate::node::{self, Node, WishError};
+use crate::node::{self, Node};
 use crate::obstacles::{self, Obstacles};
 use crate::privileges;
 use crate::query_log::QueryLog;
@@ -49,6 +49,7 @@ use crate::sources::{self, Sources};
 use crate::surroundings::{Known, Surroundings};
 use crate::tables::{CompileError, Tables, Workshop};
 use crate::watchdog::{self, SecretLabel};
+use crate::wish::{self, WishError};
 
 /// How long queries under way may take after the sockets are closed: one question's whole time.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -117,7 +118,7 @@ pub async fn serve(arguments: &Serve, mut signals: Signals) -> Result<(), StartE
     raise_file_limit();
     let surroundings = Surroundings::new(arguments, |name| std::env::var(name).ok());
     let at_start = surroundings.known();
-    let wish = node::wish(arguments, |name| at_start.variable(name)).map_err(StartError::Wish)?;
+    let wish = wish::wish(arguments, |name| at_start.variable(name)).map_err(StartError::Wish)?;
     if !arguments.skip_teardown {
         tracing::warn!(
             "-skipteardown=false: the address and the rules stay at the end all the same, so that DNS goes on"
@@ -202,7 +203,7 @@ enum Left {
 /// # Errors
 /// The flags make no sense, or ask for no rules.
 pub async fn print_rules(arguments: &Serve) -> Result<(), StartError> {
-    let wish = node::wish(arguments, |name| std::env::var(name).ok()).map_err(StartError::Wish)?;
+    let wish = wish::wish(arguments, |name| std::env::var(name).ok()).map_err(StartError::Wish)?;
     let Some(wish) = wish.filter(|wish| wish.parts.rules) else { return Err(StartError::NoRules) };
     let look = move || async move {
         let (desired, left) = node::without_taken(&wish).await;
