@@ -47,12 +47,28 @@ pub struct Node {
     applied: Option<Applied>,
     errors: Arc<SetupErrors>,
     proof: Arc<Proof>,
+    /// What [`Node::rules`] gives, for whoever is to follow it.
+    rules: watch::Sender<Option<Desired>>,
 }
 
 impl Node {
+    /// A node that nothing was done to yet.
+    pub fn new(wish: Option<Wish>) -> Self {
+        let node = Self {
+            wish,
+            applied: None,
+            errors: Arc::default(),
+            proof: Arc::default(),
+            rules: watch::Sender::new(None),
+        };
+        node.rules.send_replace(node.rules().cloned());
+        node
+    }
+
     /// Puts up the address and loads the rules, and reads both back. Failures are said and counted.
-    pub async fn set_up(wish: Option<Wish>, known: &Known) -> Self {
-        let mut node = Self { wish, applied: None, errors: Arc::default(), proof: Arc::default() };
+    #[must_use]
+    pub async fn set_up(mut self, known: &Known) -> Self {
+        let node = &mut self;
         let rules_are_wished = node.wish.as_ref().is_some_and(|wish| wish.parts.rules);
         if !rules_are_wished && matches!(nftables::is_there().await, Ok(true)) {
             tracing::warn!(
@@ -61,7 +77,7 @@ impl Node {
                 desired::TABLE
             );
         }
-        let Some(wish) = &node.wish else { return node };
+        let Some(wish) = &node.wish else { return self };
         match apply(wish, &node.errors).await {
             Ok(applied) => {
                 tracing::info!(device = applied.device(), rules = applied.rule_count(), "the node is set up");
@@ -74,7 +90,7 @@ impl Node {
             }
         }
         node.prove(known);
-        node
+        self
     }
 
     /// What was counted.
@@ -87,8 +103,13 @@ impl Node {
         Arc::clone(&self.proof)
     }
 
+    /// What the rules are for now, and from now on.
+    pub fn follow_rules(&self) -> watch::Receiver<Option<Desired>> {
+        self.rules.subscribe()
+    }
+
     /// What the rules are for, where they are our part: what was set up, or while that failed, what is wished.
-    pub fn rules(&self) -> Option<&Desired> {
+    fn rules(&self) -> Option<&Desired> {
         let wish = self.wish.as_ref().filter(|wish| wish.parts.rules)?;
         match &self.applied {
             Some(applied) if applied.ruleset().is_some() => Some(applied.desired()),
@@ -99,6 +120,12 @@ impl Node {
     fn prove(&self, known: &Known) {
         let in_place = self.applied.as_ref().is_some_and(|applied| applied.ruleset().is_some());
         self.proof.set(self.rules().cloned(), known.domain(), in_place);
+        let rules = self.rules().cloned();
+        self.rules.send_if_modified(|before| {
+            let differs = *before != rules;
+            *before = rules;
+            differs
+        });
     }
 
     /// Goes over to what follows from what is known now. A wish that cannot be met leaves the former one in force.
@@ -133,6 +160,7 @@ impl Node {
         mut followed: Known,
         in_charge: impl Fn() -> bool,
     ) {
+        // Flags alone say whether there is one.
         if self.wish.is_none() {
             return;
         }
