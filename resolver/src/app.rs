@@ -22,9 +22,11 @@ use std::time::Duration;
 use nodestub_cache::Cache;
 use nodestub_corefile::Report;
 use nodestub_corefile::config::Config;
+use nodestub_dataplane::Desired;
 use rand::Rng;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Admin, AdminError, Status};
@@ -38,9 +40,10 @@ use crate::handover::{Entrance, Event, HandoverError, Handovers, Identity, Pantr
 use crate::listen::{BindError, Listeners, MAX_WORKERS, Shared};
 use crate::loops::{self, LoopProbes};
 use crate::metrics::{Counter, PluginCounters};
-use crate::node::{self, Node, WishError};
+use crate::node::{self, Node, SetupErrors};
 use crate::obstacles::{self, Obstacles};
 use crate::privileges;
+use crate::proof::Proof;
 use crate::query_log::QueryLog;
 use crate::resolve::Resolver;
 use crate::service::{self, Word};
@@ -49,6 +52,7 @@ use crate::sources::{self, Sources};
 use crate::surroundings::{Known, Surroundings};
 use crate::tables::{CompileError, Tables, Workshop};
 use crate::watchdog::{self, SecretLabel};
+use crate::wish::{self, WishError};
 
 /// How long queries under way may take after the sockets are closed: one question's whole time.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -56,6 +60,9 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// How long stopping may take beyond lameduck: the sockets go back to who stands by, queries under way are answered,
 /// and connections leave. Each has a limit of its own; this one holds whatever hangs.
 const STOP_LIMIT: Duration = Duration::from_secs(35);
+
+/// How long the start waits for address and rules: they take milliseconds, and a second on a slow machine.
+const SET_UP_LIMIT: Duration = Duration::from_secs(15);
 
 /// How often the Corefile is looked at with `-reloadwithsignal` (node-cache's `syncInterval` of files).
 const TEMPLATE_INTERVAL: Duration = Duration::from_secs(10);
@@ -117,19 +124,19 @@ pub async fn serve(arguments: &Serve, mut signals: Signals) -> Result<(), StartE
     raise_file_limit();
     let surroundings = Surroundings::new(arguments, |name| std::env::var(name).ok());
     let at_start = surroundings.known();
-    let wish = node::wish(arguments, |name| at_start.variable(name)).map_err(StartError::Wish)?;
+    let wish = wish::wish(arguments, |name| at_start.variable(name)).map_err(StartError::Wish)?;
     if !arguments.skip_teardown {
         tracing::warn!(
             "-skipteardown=false: the address and the rules stay at the end all the same, so that DNS goes on"
         );
     }
-    let known_first = at_start.clone();
-    let set_up = move || async move { Node::set_up(wish, &known_first).await };
-    let node = privileges::run(set_up).await.map_err(StartError::System)?;
+    let node = Node::new(wish);
+    let of_node = OfNode { errors: node.errors(), proof: node.proof(), rules: node.follow_rules() };
+    let set_up = set_up(node, at_start.clone(), &of_node.errors).await?;
     let tls = Tls::new(&arguments.metrics_tls).map_err(StartError::Tls)?;
     let may_wait = surroundings.has_folder();
     let mut known = surroundings.follow();
-    let mut sources = Sources::new(arguments, node.errors());
+    let mut sources = Sources::new(arguments, Arc::clone(&of_node.errors));
     let config = first_config(&mut sources, &mut known, may_wait).await.map_err(StartError::Corefile)?;
     let cpus = allowed_cpus();
     // Respects CPU quotas as well; a thread more than that would only wait for its slice.
@@ -137,11 +144,7 @@ pub async fn serve(arguments: &Serve, mut signals: Signals) -> Result<(), StartE
         std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS).min(cpus.len());
     let mut workshop = Workshop::new(workers).with_metrics(arguments.metrics_address());
     let tables = workshop.compile(&config).map_err(StartError::Compile)?;
-    if arguments.mode == Some(Mode::Redirect)
-        && let Some(bound) = tables.listeners.keys().find(|bound| local_addresses.contains(&bound.ip()))
-    {
-        return Err(StartError::BoundInRedirect(*bound));
-    }
+    refuse_in_redirect(arguments, &tables)?;
     let resolver = new_resolver(arguments).map_err(StartError::System)?;
     let pantry = Pantry::new(&resolver.cache, resolver.clock, &tables);
     let wanted: Vec<_> = tables.listeners.keys().copied().collect();
@@ -149,21 +152,23 @@ pub async fn serve(arguments: &Serve, mut signals: Signals) -> Result<(), StartE
     // From the first socket on, an order to stop is carried out in good order.
     signals.allow(longest_stop(&tables));
     let parts = Compiled { sources, tls, config, workshop, tables, workers, cpus, known: known.clone() };
-    let mut running = Running::start(arguments, parts, resolver, &node, identity, taken).await?;
+    let mut running = Running::start(arguments, parts, resolver, &of_node, identity, taken).await?;
     let status = Arc::clone(&running.status);
     drop(stage.set(Arc::clone(&status)));
     service::tell(Word::Serving);
     let in_charge = move || !status.handovers.is_standing_by();
-    let proof = node.proof();
+    let (proof, rules) = (of_node.proof, of_node.rules);
     let also_in_charge = in_charge.clone();
     tokio::spawn(privileges::run(move || async move { proof.keep_trying(also_in_charge).await }));
-    if let Some(desired) = node.rules().cloned() {
-        let found = Arc::clone(&running.status.obstacles);
-        let (interval, in_charge) = (arguments.sync_interval, in_charge.clone());
-        tokio::spawn(privileges::run(move || obstacles::keep_looking(desired, interval, found, in_charge)));
-    }
+    let found = Arc::clone(&running.status.obstacles);
+    let (interval, also_in_charge) = (arguments.sync_interval, in_charge.clone());
+    tokio::spawn(privileges::run(move || obstacles::keep_looking(rules, interval, found, also_in_charge)));
     let flags = arguments.clone();
-    tokio::spawn(privileges::run(move || node.keep_in_order(flags, known, at_start, in_charge)));
+    tokio::spawn(async move {
+        // A node that the kernel has not let us set up yet is kept in order from when it has.
+        let node = set_up.await.map_err(io::Error::other)??;
+        privileges::run(move || node.keep_in_order(flags, known, at_start, in_charge)).await
+    });
     if let Some(file) = &arguments.pid_file
         && let Err(cause) = std::fs::write(file, format!("{}\n", std::process::id()))
     {
@@ -176,6 +181,38 @@ pub async fn serve(arguments: &Serve, mut signals: Signals) -> Result<(), StartE
         Left::StandingBy => running.finish().await,
     }
     Ok(())
+}
+
+/// What others follow of the node, whether or not it is set up.
+struct OfNode {
+    errors: Arc<SetupErrors>,
+    proof: Arc<Proof>,
+    rules: watch::Receiver<Option<Desired>>,
+}
+
+/// Sets the node up, and waits for it as long as [`SET_UP_LIMIT`]: netlink waits for whoever has the kernel's lock. What takes
+/// longer goes on by itself.
+async fn set_up(
+    node: Node,
+    known: Known,
+    errors: &SetupErrors,
+) -> Result<JoinHandle<io::Result<Node>>, StartError> {
+    let mut done = tokio::spawn(privileges::run(move || async move { node.set_up(&known).await }));
+    match tokio::time::timeout(SET_UP_LIMIT, &mut done).await {
+        Ok(Ok(Ok(node))) => Ok(tokio::spawn(async { Ok(node) })),
+        Ok(Ok(Err(cause))) => Err(StartError::System(cause)),
+        Ok(Err(cause)) => Err(StartError::System(io::Error::other(cause))),
+        Err(_) => {
+            errors.interface_add.add(1);
+            tracing::error!(
+                limit = ?SET_UP_LIMIT,
+                "the kernel does not answer about the address and the rules (netlink waits): going on with what is there; they \
+                 are set up when it answers. On the node, look for a process that hangs in rtnetlink or nftables: \
+                 `ps -eo pid,wchan:32,comm | grep -E 'rtnl|netlink|nf'`"
+            );
+            Ok(done)
+        }
+    }
 }
 
 /// What a Corefile has become, and for what machine.
@@ -202,7 +239,7 @@ enum Left {
 /// # Errors
 /// The flags make no sense, or ask for no rules.
 pub async fn print_rules(arguments: &Serve) -> Result<(), StartError> {
-    let wish = node::wish(arguments, |name| std::env::var(name).ok()).map_err(StartError::Wish)?;
+    let wish = wish::wish(arguments, |name| std::env::var(name).ok()).map_err(StartError::Wish)?;
     let Some(wish) = wish.filter(|wish| wish.parts.rules) else { return Err(StartError::NoRules) };
     let look = move || async move {
         let (desired, left) = node::without_taken(&wish).await;
@@ -248,7 +285,7 @@ impl<'a> Running<'a> {
         arguments: &'a Serve,
         parts: Compiled<'a>,
         resolver: Resolver,
-        node: &Node,
+        node: &OfNode,
         identity: Identity,
         mut taken: Taken,
     ) -> Result<Self, StartError> {
@@ -261,8 +298,8 @@ impl<'a> Running<'a> {
             stopping: AtomicBool::new(false),
             failed_reloads: AtomicU64::new(0),
             fingerprint: Mutex::default(),
-            setup_errors: node.errors(),
-            proof: node.proof(),
+            setup_errors: Arc::clone(&node.errors),
+            proof: Arc::clone(&node.proof),
             known: known.clone(),
             obstacles: Arc::new(Obstacles::default()),
             handovers: Handovers::default(),
@@ -286,6 +323,7 @@ impl<'a> Running<'a> {
 
     /// Goes over to a compiled Corefile; on an error everything stays as it was.
     fn apply(&mut self, config: Config, tables: Tables) -> Result<(), StartError> {
+        refuse_in_redirect(self.arguments, &tables)?;
         let prepared = self.admin.prepare(&tables.admin).map_err(StartError::Admin)?;
         let wanted = tables.admin.clone();
         self.listeners.apply(tables).map_err(StartError::Bind)?;
@@ -416,6 +454,16 @@ impl<'a> Running<'a> {
         tracing::info!("stopping; another resolver serves");
         self.listeners.stop(DRAIN).await;
         self.post.last_connections().await;
+    }
+}
+
+/// In mode redirect nobody puts up the addresses of `-localip`.
+fn refuse_in_redirect(arguments: &Serve, tables: &Tables) -> Result<(), StartError> {
+    let local_addresses = arguments.placeholders.local_addresses();
+    let bound = tables.listeners.keys().find(|bound| local_addresses.contains(&bound.ip()));
+    match bound.filter(|_| arguments.mode == Some(Mode::Redirect)) {
+        Some(bound) => Err(StartError::BoundInRedirect(*bound)),
+        None => Ok(()),
     }
 }
 

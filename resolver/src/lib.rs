@@ -10,7 +10,7 @@
 //!   metrics, query_log, admin, admin_tls     what is seen from outside
 //!   handover          to a newer process, and from an older one
 //!   privileges, signals, control, service   rights, the end, what probes ask, word to systemd
-//!   node              address and rules      proof, obstacles, surroundings, cleanup, pods
+//!   wish, node        address and rules      proof, obstacles, surroundings, cleanup, pods
 //!   app               puts it together       args, sources, kube_dns, clock, framing, watchdog, holder
 //! ```
 //!
@@ -56,3 +56,4 @@ pub mod surroundings;
 pub mod sys;
 pub mod tables;
 pub mod watchdog;
+pub mod wish;

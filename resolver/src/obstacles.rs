@@ -2,8 +2,8 @@
 //! that rules changed, and at each look after the node; said once when found and once when gone.
 //!
 //! ```text
-//!   Ears::changed, or -syncinterval ─► dataplane::obstacles::look ─► what is new, what is gone ─► log
-//!                                                                └─► Obstacles ─► /ready, /metrics
+//!   Ears::changed, other rules of ours, or -syncinterval ─► dataplane::obstacles::look ─► what is new, what is gone ─► log
+//!                                                                                    └─► Obstacles ─► /ready, /metrics
 //! ```
 //!
 //! What is found is judged in `nodestub_dataplane::obstacles`. Nothing is changed here: rules of others are theirs.
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use nodestub_dataplane::Desired;
 use nodestub_dataplane::obstacles::{Ears, Finding, Report, look};
+use tokio::sync::watch;
 
 /// Least time between two looks; and a look that takes long is followed by a pause of this many times as long.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -39,9 +40,10 @@ impl Obstacles {
     }
 }
 
-/// Looks now, and again at each change and each `interval`; not while this process is not `in_charge`. Ends never.
+/// Looks now, and again at each change and each `interval`, with an eye to what the rules are for at that moment; not while
+/// this process is not `in_charge`. Where no rules are ours, nothing is in the way of any. Ends never.
 pub async fn keep_looking(
-    desired: Desired,
+    mut rules: watch::Receiver<Option<Desired>>,
     interval: Duration,
     found: Arc<Obstacles>,
     in_charge: impl Fn() -> bool,
@@ -52,7 +54,10 @@ pub async fn keep_looking(
     let mut last_failure = String::new();
     loop {
         let begun = Instant::now();
-        if in_charge() {
+        let desired = rules.borrow_and_update().clone();
+        if in_charge()
+            && let Some(desired) = desired
+        {
             match look(&desired).await {
                 Ok(report) => {
                     last_failure.clear();
@@ -70,14 +75,28 @@ pub async fn keep_looking(
         tokio::time::sleep(begun.elapsed().saturating_mul(PAUSE_FACTOR).max(PAUSE)).await;
         match &mut ears {
             Ok(open) => {
-                let heard = tokio::time::timeout(interval, open.changed()).await;
-                if let Ok(Err(error)) = heard {
+                let heard = tokio::select! {
+                    heard = open.changed() => heard,
+                    () = other_rules(&mut rules) => Ok(()),
+                    () = tokio::time::sleep(interval) => Ok(()),
+                };
+                if let Err(error) = heard {
                     tracing::warn!(%error, "changes of others' rules are noticed by looking only from now on");
                     ears = Err(error);
                 }
             }
-            Err(_) => tokio::time::sleep(interval).await,
+            Err(_) => tokio::select! {
+                () = other_rules(&mut rules) => {}
+                () = tokio::time::sleep(interval) => {}
+            },
         }
+    }
+}
+
+/// Waits until our rules are for something else; for ever where nobody says it any more.
+async fn other_rules(rules: &mut watch::Receiver<Option<Desired>>) {
+    if rules.changed().await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 

@@ -3,16 +3,17 @@
 //! ```text
 //!   main, before any other thread: confine()
 //!     ├─ bounding, ambient and inheritable sets emptied, no_new_privs set: no program started from here has more
-//!     ├─ thread "node" ── keeps NET_ADMIN and NET_BIND_SERVICE of what was permitted, and raises them
-//!     │     ▲   ▲
-//!     │     │   └── start, run: netlink (address, rules, whatever else the node needs)
-//!     │     └────── call: a port is bound, a receive buffer made larger than the system's limit
+//!     ├─ threads "node" and "ports" ── keep NET_ADMIN and NET_BIND_SERVICE of what was permitted, and raise them
+//!     │     ▲             ▲
+//!     │     │             └── call: a port is bound, a receive buffer made larger than the system's limit
+//!     │     └────── run: netlink (address, rules, whatever else the node needs)
 //!     └─ main gives up all of it; every thread that it starts from now on begins with nothing
 //! ```
 //!
 //! Why a thread keeps NET_ADMIN at all: rules and address are put right for as long as the process lives, and a reload
-//! may bind port 53 of a new address. Why one thread: capabilities are a thread's own, and those that read what comes
-//! from the network have none of them, by construction and not by remembering to. Threads share their memory, so this
+//! may bind port 53 of a new address. Why threads of their own: capabilities are a thread's own, and those that read what
+//! comes from the network have none of them, by construction and not by remembering to. Why two: a system call of netlink
+//! waits for whoever has the kernel's lock, without limit, and ports must be bound all the same. Threads share their memory, so this
 //! keeps a mistake small; it does not keep out somebody who runs code of his own in here.
 //!
 //! File capabilities are permitted only (`setcap cap_net_admin,cap_net_bind_service=p`), so that the program starts
@@ -38,29 +39,41 @@ const KEPT: CapabilitySet = CapabilitySet::NET_ADMIN.union(CapabilitySet::NET_BI
 /// Jobs that wait for the thread; there is one for each address that is bound, and a few for the node.
 const WAITING: usize = 64;
 
-/// How long a bound port may take. The thread waits for nothing else but the kernel.
+/// How long a bound port may take. Its thread waits for nothing else.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// Rights are the process's own affair, and so is whom to ask for them.
-static THREAD: OnceLock<mpsc::Sender<Job>> = OnceLock::new();
+/// Those who have rights.
+#[derive(Debug)]
+struct Threads {
+    node: mpsc::Sender<Job>,
+    ports: mpsc::Sender<Job>,
+}
 
-/// Starts the thread that keeps what is needed, and gives up everything else in the calling one. To be called before
+/// Rights are the process's own affair, and so is whom to ask for them.
+static THREADS: OnceLock<Threads> = OnceLock::new();
+
+/// Starts the threads that keep what is needed, and gives up everything else in the calling one. To be called before
 /// any other thread is started, for those would keep what they have.
 ///
 /// # Errors
-/// The thread cannot be started.
+/// A thread cannot be started.
 pub fn confine() -> io::Result<()> {
     forbid_more();
+    let threads = Threads { node: start("node")?, ports: start("ports")? };
+    give_up()?;
+    // A second call would leave threads that nobody asks; their queues are closed here, and they end.
+    drop(THREADS.set(threads));
+    Ok(())
+}
+
+fn start(name: &str) -> io::Result<mpsc::Sender<Job>> {
     let (jobs, queue) = mpsc::channel(WAITING);
     let (started, ready) = std::sync::mpsc::sync_channel(1);
-    Builder::new().name("node".into()).spawn(move || serve(queue, &started))?;
-    ready.recv().map_err(|_| io::Error::other("the thread of the node ended at once"))??;
-    give_up()?;
-    // A second call would leave a thread that nobody asks; its queue is closed here, and it ends.
-    drop(THREAD.set(jobs));
-    Ok(())
+    Builder::new().name(name.to_owned()).spawn(move || serve(queue, &started))?;
+    ready.recv().map_err(|_| io::Error::other(format!("thread {name} ended at once")))??;
+    Ok(jobs)
 }
 
 /// Gives up everything in the calling thread and those that it starts: for what needs no rights at all.
@@ -77,7 +90,7 @@ pub fn give_up() -> io::Result<()> {
 /// # Errors
 /// Its own, and when the thread does not come to it.
 pub fn call<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    let Some(jobs) = THREAD.get() else { return work() };
+    let Some(Threads { ports: jobs, .. }) = THREADS.get() else { return work() };
     let (tell, answer) = std::sync::mpsc::sync_channel(1);
     // A task: a panic in it ends it, and not the thread. Who has given up waiting drops what comes too late.
     let job: Job = Box::new(move || drop(spawn_local(async move { drop(tell.send(work())) })));
@@ -85,14 +98,14 @@ pub fn call<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'st
     answer.recv_timeout(PATIENCE).unwrap_or_else(|_| Err(busy()))
 }
 
-/// Does something that may need rights and takes its time, on the thread's own runtime.
+/// Does something that may need rights and takes its time, on the own runtime of the node's thread.
 ///
 /// # Errors
 /// The thread is busy, or `work` panicked.
 pub async fn run<T: Send + 'static, F: Future<Output = T> + 'static>(
     work: impl FnOnce() -> F + Send + 'static,
 ) -> io::Result<T> {
-    let Some(jobs) = THREAD.get() else { return Ok(work().await) };
+    let Some(Threads { node: jobs, .. }) = THREADS.get() else { return Ok(work().await) };
     let (tell, answer) = oneshot::channel();
     let job: Job = Box::new(move || drop(spawn_local(async move { drop(tell.send(work().await)) })));
     jobs.send(job).await.map_err(|_| busy())?;
@@ -130,7 +143,7 @@ fn empty_bounding_set() -> Result<(), Errno> {
     Ok(())
 }
 
-/// The thread.
+/// One thread.
 fn serve(mut queue: mpsc::Receiver<Job>, started: &std::sync::mpsc::SyncSender<io::Result<()>>) {
     let runtime = raise().and_then(|()| {
         // Threads that the runtime starts by itself have no business with rights.

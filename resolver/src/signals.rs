@@ -8,7 +8,8 @@
 //! ```
 //!
 //! All threads block these signals, and one of our own takes them off a descriptor. So the end does not depend on a
-//! thread that may be waiting: for the kernel's netlink, for a file on a server that is gone, for a lock. An end at once
+//! thread that may be waiting: for the kernel's netlink, for a file on a server that is gone, for a lock, for somebody who
+//! reads the log. An end at once
 //! does no harm: the kernel closes the sockets and answers, or the process that stands by does; rules and address stay.
 
 use std::io;
@@ -24,6 +25,9 @@ use tokio::sync::mpsc;
 
 /// Exit status of a process that did not stop in time (EX_TEMPFAIL of sysexits.h).
 const STUCK: i32 = 75;
+
+/// How long the last line of the log may take: who is to read it may not, and then writing waits without limit.
+const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// What a signal means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,8 +115,7 @@ impl Guard {
         loop {
             let left = self.end.map(|end| end.saturating_duration_since(Instant::now()));
             if left.is_some_and(|left| left.is_zero()) {
-                tracing::error!("did not stop in time; ending all the same");
-                std::process::exit(STUCK);
+                say_and_end(STUCK, || tracing::error!("did not stop in time; ending all the same"));
             }
             let timeout = left.and_then(|left| Timespec::try_from(left).ok());
             if poll(&mut [PollFd::new(&self.descriptor, PollFlags::IN)], timeout.as_ref()).is_err() {
@@ -135,16 +138,29 @@ impl Guard {
     fn stop(&mut self) {
         let limit = Duration::from_millis(self.limit.load(Relaxed));
         if self.end.is_some() {
-            tracing::warn!("asked to stop once more; ending at once");
-            std::process::exit(0);
+            say_and_end(0, || tracing::warn!("asked to stop once more; ending at once"));
         }
         if limit.is_zero() {
-            tracing::info!("asked to stop before serving began; ending at once");
-            std::process::exit(0);
+            say_and_end(0, || tracing::info!("asked to stop before serving began; ending at once"));
         }
         self.end = Some(Instant::now() + limit);
         if self.stop.try_send(()).is_err() {
             // One waits already.
         }
     }
+}
+
+/// Ends the process, and says why if that can be said: by another thread, for this one must not wait.
+fn say_and_end(status: i32, say: impl FnOnce() + Send + 'static) -> ! {
+    let (done, said) = std::sync::mpsc::sync_channel(1);
+    let saying = Builder::new().name("last-word".into()).spawn(move || {
+        say();
+        if done.send(()).is_err() {
+            // Too late.
+        }
+    });
+    if saying.is_ok() && said.recv_timeout(LAST_WORD).is_err() {
+        // Nobody reads.
+    }
+    std::process::exit(status)
 }

@@ -20,6 +20,8 @@ const TABLE: &str = "nodestub";
 const USER: &str = "65532";
 /// NET_ADMIN (12) and NET_BIND_SERVICE (10), as the kernel shows a set.
 const KEPT: &str = "0000000000001400";
+/// The threads that keep them.
+const PRIVILEGED: [&str; 2] = ["node", "ports"];
 const NONE: &str = "0000000000000000";
 
 const COREFILE: &str = "\
@@ -156,9 +158,11 @@ fn assert_confined(daemon: &Daemon) {
         std::thread::sleep(Duration::from_millis(20));
     };
     let names: Vec<_> = threads.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names.iter().filter(|name| **name == "node").count(), 1, "{names:?}");
+    for privileged in PRIVILEGED {
+        assert_eq!(names.iter().filter(|name| **name == privileged).count(), 1, "{names:?}");
+    }
     for (name, fields) in &threads {
-        let kept = if name == "node" { KEPT } else { NONE };
+        let kept = if PRIVILEGED.contains(&name.as_str()) { KEPT } else { NONE };
         for (field, expected) in
             [("CapEff", kept), ("CapPrm", kept), ("CapInh", NONE), ("CapAmb", NONE), ("NoNewPrivs", "1")]
         {

@@ -5,7 +5,8 @@
 #
 # Set for a test: $namespace (of its own, made and removed), $PROXY_MODE, $OUR_PROGRAMS (the folder of our binaries) and
 # $CLIENT_PROGRAMS (the same with the Kubernetes client, for cases/install.sh).
-# What a test starts on the node and what our resolver sets up there is taken away after it.
+# What a test starts on the node and what our resolver sets up there is taken away after it. On a cluster that is not ours
+# ($FOREIGN) there is no node to go into, and each namespace has a label by which `here` finds it again.
 
 # shellcheck disable=SC2034 # constants are for the tests
 
@@ -41,6 +42,7 @@ k() {
 new_namespace() {
     kubectl create namespace "$1" > /dev/null
     namespaces+=("$1")
+    [[ -z ${FOREIGN:-} ]] || kubectl label namespace "$1" "$FOREIGN_MARK" > /dev/null
     (($# < 2)) || kubectl label namespace "$1" "${@:2}" > /dev/null
     # Made by a controller, a moment later; no pod is let in before.
     wait_for "$PATIENCE" "the ServiceAccount of namespace $1" kubectl --namespace "$1" get serviceaccount default
@@ -54,7 +56,7 @@ kind: Pod
 metadata: {name: $1}
 spec:
   terminationGracePeriodSeconds: 0
-  containers: [{name: asker, image: "nodestub.test/asker:1", command: [sleep, "3600"]}]
+  containers: [{name: asker, image: "$IMAGES/asker:1", command: [sleep, "3600"]}]
 END
     k wait --for=condition=Ready "pod/$1" --timeout="${PATIENCE}s" > /dev/null
 }
@@ -116,6 +118,7 @@ clean() {
         stop "$one" 5
         rm -f "$LOGS/$one.log"
     done
+    [[ -z ${FOREIGN:-} ]] || exit "$status"
     on_node bash -c "
         nft delete table inet nodestub
         ip link delete nodestub

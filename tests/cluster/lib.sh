@@ -22,10 +22,16 @@ KUBE_BIN=${NODESTUB_KUBE_BIN:-$OUR_CACHE/kube}
 readonly CLUSTER_DIR KUBE_BIN
 readonly RUN=$CLUSTER_DIR/run LOGS=$CLUSTER_DIR/logs CONF=$CLUSTER_DIR/conf PKI=$CLUSTER_DIR/pki
 
-# The cluster's addresses: kubeadm's defaults where it has any. Nobody outside the namespaces sees them.
+# The cluster's addresses: kubeadm's defaults where it has any. Nobody outside the namespaces sees them. A cluster that is
+# not ours (`here`) has others.
 readonly NODE_NAME=node1 NODE_ADDRESS=10.209.0.2 POD_CIDR=10.244.0.0/16 NODE_POD_CIDR=10.244.0.0/24 \
-    SERVICE_CIDR=10.96.0.0/16 KUBERNETES_SERVICE=10.96.0.1 CLUSTER_DNS=10.96.0.10 CLUSTER_DOMAIN=cluster.local \
-    OUTSIDE_DNS=198.51.100.53
+    SERVICE_CIDR=10.96.0.0/16 OUTSIDE_DNS=198.51.100.53
+readonly KUBERNETES_SERVICE=${FOREIGN_KUBERNETES_SERVICE:-10.96.0.1} CLUSTER_DNS=${FOREIGN_DNS:-10.96.0.10} \
+    CLUSTER_DOMAIN=${FOREIGN_DOMAIN:-cluster.local}
+# Where images of tests are: what stands before `/asker:1`. Our own node has them by these names.
+IMAGES=nodestub.test
+[[ -z ${FOREIGN:-} ]] || IMAGES=${NODESTUB_IMAGES:-}
+readonly IMAGES
 readonly SERVER=https://$NODE_ADDRESS:6443
 readonly CONTAINERD_SOCKET=/run/containerd/containerd.sock
 CNI_BIN=${CNI_BIN:-/usr/lib/cni}
@@ -185,11 +191,17 @@ process_1() {
 # on_node COMMAND...: inside the node's namespaces, where the folders of this machine are seen as well.
 on_node() {
     local pid
+    [[ -z ${FOREIGN:-} ]] || die "a test went to the node of a cluster that is not ours: cases/own-cluster-only has to name it"
     pid=$(process_1) || die "no cluster is up (tests/cluster/up)"
     nsenter --target "$pid" --mount --net --pid --cgroup -- "$@"
 }
 
+# With FOREIGN, the kubeconfig of a cluster that is not ours, on that.
 kubectl() {
+    if [[ -n ${FOREIGN:-} ]]; then
+        "${FOREIGN_KUBECTL:-kubectl}" --kubeconfig "$FOREIGN" "$@"
+        return
+    fi
     on_node "$(program kubectl)" --kubeconfig "$CLUSTER_DIR/admin.kubeconfig" "$@"
 }
 
@@ -260,6 +272,24 @@ make_image() {
     "$HERE/image" --output "$tar" --name "$@"
     import_image "$tar"
     rm -f "$tar"
+}
+
+# The folder of our programs, in the profile that is asked for.
+our_programs() {
+    local profile=${NODESTUB_PROFILE:-quick}
+    # Cargo keeps what profile `dev` makes in `debug`.
+    realpath --canonicalize-missing "${CARGO_TARGET_DIR:-$HERE/../../target}/${profile/#dev/debug}"
+}
+
+# asker_image NAME OPTION...: the image that tests ask from: a shell, and two who ask, glibc's own resolver and dig.
+asker_image() {
+    local applet links=()
+    while read -r applet; do
+        [[ $applet == busybox ]] || links+=(--link "busybox:/bin/$applet")
+    done < <("$BUSYBOX" --list | grep -vx getent)
+    "$HERE/image" --name "$@" --program "$BUSYBOX:/bin/busybox" "${links[@]}" --dir /tmp:1777 \
+        --program "$(command -v getent):/bin/getent" --program "$(command -v dig):/bin/dig" \
+        --text "/etc/nsswitch.conf:hosts: files dns" --text /etc/passwd:root:x:0:0:root:/:/bin/sh --cmd '["/bin/sh"]'
 }
 
 import_image() {

@@ -6,7 +6,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
@@ -79,7 +79,11 @@ impl Node {
     }
 
     fn answers(&self) {
-        let server = SocketAddr::new(ip(LOCAL), 53);
+        self.answers_at(LOCAL);
+    }
+
+    fn answers_at(&self, address: &str) {
+        let server = SocketAddr::new(ip(address), 53);
         let answer = self.net.run(|| ask(server, "here.test", "A", &patient())).unwrap().unwrap();
         assert_eq!(answer.data(), ["192.0.2.7"]);
     }
@@ -179,12 +183,94 @@ fn a_kernel_that_does_not_answer_netlink_costs_neither_answers_nor_the_end() {
     // It is told, looks, and waits.
     node.net.delete_nft_table("nodestub").unwrap();
     node.answers();
-    // A new address cannot be bound now; the reload is refused, and nothing else suffers.
+    // Ports are bound by another thread than the one that waits.
     std::fs::write(node.path("Corefile"), COREFILE.replace(LOCAL, "169.254.20.10 127.0.0.9")).unwrap();
     daemon.signal(Signal::HUP).unwrap();
-    wait(&daemon, "the Corefile was not reloaded");
+    wait(&daemon, "the Corefile was reloaded");
+    node.answers_at("127.0.0.9");
     node.answers();
     assert!(daemon.terminate(HANG).unwrap().success(), "{}", daemon.lines().join("\n"));
+}
+
+#[test]
+fn serves_at_an_address_that_is_there_while_netlink_hangs_from_the_start_and_sets_up_the_rest_later() {
+    let test =
+        "serves_at_an_address_that_is_there_while_netlink_hangs_from_the_start_and_sets_up_the_rest_later";
+    if !can_run(test, &["cc"]) {
+        return;
+    }
+    let node = Node::new(&COREFILE.replace("    hosts", "    prometheus 127.0.0.1:9153\n    hosts"));
+    node.net.add_address("lo", ip(LOCAL), 32).unwrap();
+    let mut command = node.command();
+    let hangs = with_hanging_netlink(&node, &mut command);
+    std::fs::write(&hangs, "").unwrap();
+    let mut daemon = node.net.spawn(command).unwrap();
+    wait(&daemon, "the kernel does not answer about the address and the rules");
+    wait(&daemon, "serving DNS");
+    node.answers();
+    let address = common::socket("127.0.0.1:9153");
+    let page = common::Metrics(node.net.run(|| common::get(address, "/metrics")).unwrap().1);
+    let counted = page.sum("coredns_nodecache_setup_errors_total", &[("errortype", "interface_add")]);
+    assert_eq!(counted, 1.0);
+    assert!(node.net.nft_tables().unwrap().is_empty());
+    std::fs::remove_file(&hangs).unwrap();
+    wait(&daemon, "the node is set up");
+    assert!(node.net.nft_tables().unwrap().contains(&"nodestub".to_owned()));
+    // And it is kept so.
+    node.net.delete_nft_table("nodestub").unwrap();
+    wait(&daemon, "is in order again");
+    node.answers();
+    assert!(daemon.terminate(HANG).unwrap().success());
+}
+
+/// A daemon that serves, and whose log has no room for another line: whoever writes one waits for ever.
+fn with_a_full_log(node: &Node) -> (Daemon, std::fs::File) {
+    assert!(Command::new("mkfifo").arg(node.path("log")).status().unwrap().success());
+    let mut log = std::fs::OpenOptions::new().read(true).write(true).open(node.path("log")).unwrap();
+    let inner = node.command();
+    let mut command = Command::new("sh");
+    command.args(["-c", "exec \"$@\" 2> \"$0\""]).arg(node.path("log"));
+    command.arg(inner.get_program()).args(inner.get_args());
+    let daemon = node.net.spawn(command).unwrap();
+    let (mut said, mut some) = (String::new(), [0; 4096]);
+    while !said.contains("serving DNS") {
+        let length = log.read(&mut some).unwrap();
+        said.push_str(&String::from_utf8_lossy(some.get(..length).unwrap()));
+    }
+    // A description of its own, so that only this end does not wait.
+    let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::NONBLOCK;
+    let full = rustix::fs::open(node.path("log"), flags, rustix::fs::Mode::empty()).unwrap();
+    for size in [4096, 1] {
+        while rustix::io::write(&full, vec![b'x'; size].as_slice()).is_ok() {}
+    }
+    (daemon, log)
+}
+
+#[test]
+fn sigterm_ends_within_its_limit_a_process_that_waits_for_a_reader_of_its_log() {
+    if !can_run("sigterm_ends_within_its_limit_a_process_that_waits_for_a_reader_of_its_log", &[]) {
+        return;
+    }
+    let node = Node::new(COREFILE);
+    let (mut daemon, _log) = with_a_full_log(&node);
+    daemon.signal(Signal::TERM).unwrap();
+    // Its limit is 35 s; then it says so by its status, as it cannot by its log.
+    assert_eq!(daemon.wait(HANG + Duration::from_secs(35)).unwrap().code(), Some(75));
+    node.start().terminate(HANG).unwrap();
+}
+
+#[test]
+fn a_second_sigterm_ends_a_process_that_waits_for_a_reader_of_its_log() {
+    if !can_run("a_second_sigterm_ends_a_process_that_waits_for_a_reader_of_its_log", &[]) {
+        return;
+    }
+    let node = Node::new(COREFILE);
+    let (mut daemon, _log) = with_a_full_log(&node);
+    // Two of a kind that wait are one.
+    daemon.signal(Signal::TERM).unwrap();
+    daemon.signal(Signal::INT).unwrap();
+    // Not by its limit, which has another status.
+    assert_eq!(daemon.wait(HANG).unwrap().code(), Some(0));
 }
 
 #[test]
