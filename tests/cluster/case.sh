@@ -4,7 +4,7 @@
 #   bash tests/cluster/case.sh FILE NAME      sources FILE and calls test_NAME
 #
 # Set for a test: $namespace (of its own, made and removed), $PROXY_MODE, $OUR_PROGRAMS (the folder of our binaries) and
-# $CLIENT_PROGRAMS (the same with the Kubernetes client, for cases/install.sh).
+# $CLIENT_PROGRAMS (the same with the Kubernetes client, for cases/install*.sh).
 # What a test starts on the node and what our resolver sets up there is taken away after it. On a cluster that is not ours
 # ($FOREIGN) there is no node to go into, and each namespace has a label by which `here` finds it again.
 
