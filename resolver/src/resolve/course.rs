@@ -228,7 +228,7 @@ impl Resolver {
         };
         let _place = match forwarder.enter() {
             Ok(place) => place,
-            Err(error) => return shelf.failed(&error),
+            Err(error) => return shelf.failed(&error, forwarder.transport(client)),
         };
         let question = self.question(shelf, forwarder, client);
         let lead = ask_upstream(shelf.clone(), first, client);
@@ -383,7 +383,7 @@ async fn ask_upstream(shelf: Shelf, first: usize, client: Protocol) -> Answered 
         match forwarder.ask(&shelf.ask, forwarder.transport(client)).await {
             Ok(response) if forwarder.passes_on(&response) && number + 1 < block.forwarders.len() => {}
             Ok(response) => return shelf.keep_response(&response),
-            Err(error) => return shelf.failed(&error),
+            Err(error) => return shelf.failed(&error, forwarder.transport(client)),
         }
     }
     // The last was passed over, and none behind it is for this name.

@@ -9,6 +9,7 @@ mod cache;
 mod endpoints;
 mod forward;
 mod hosts;
+mod logging;
 mod notices;
 mod rewrite;
 mod small;
@@ -140,11 +141,11 @@ pub(crate) fn read(context: &mut Context<'_>, directive: &Directive, draft: &mut
     match name {
         "bind" => bind::read(context, directive, draft, earlier.is_some()),
         "cache" => draft.block.cache = cache::read(context, directive),
-        "errors" => small::errors(context, directive, &mut draft.block),
+        "errors" => draft.block.errors = Some(logging::errors(context, directive)),
         "forward" => draft.block.forward.extend(forward::read(context, directive)),
         "health" => endpoints::health(context, directive, &mut draft.block),
         "hosts" => draft.block.hosts = hosts::read(context, directive),
-        "log" => small::log(context, directive, &mut draft.block),
+        "log" => draft.block.log.extend(logging::log(context, directive)),
         "loop" => small::detect_loop(context, directive, &mut draft.block),
         "prometheus" => endpoints::prometheus(context, directive, &mut draft.block),
         "ready" => endpoints::ready(context, directive, &mut draft.block),
