@@ -343,6 +343,10 @@ const TEMPLATES: &str = r#"hex.example {
  template IN A broken.example {
   answer "{{ .Name }} 60 IN A not.an.address"
  }
+ template IN TXT message.example {
+  answer "{{ .Name }} 60 IN TXT \"{{ .Message.Id }} {{ .Message.RecursionDesired }} {{ .Message.CheckingDisabled }}\""
+  answer "{{ .Name }} 60 IN TXT \"{{ (index .Message.Question 0).Qtype }} {{ len .Message.Question }} {{ .Message.Response }}\""
+ }
  template IN HINFO refuses.example {
   rcode REFUSED
  }
@@ -464,6 +468,7 @@ fn templated() -> Vec<Question> {
             "no.longer.txt.example.",
             "x.cname.example.",
             "00ff.hex.example.",
+            "x.message.example.",
             "zz.hex.example.",
             "x.mx.example.",
             "x.fails.example.",
