@@ -6,7 +6,7 @@
 //!   listen/{udp,tcp}  takes it in            sys      recvmmsg, sendmmsg: the one file with unsafe code
 //!   answer            decides on the spot    tables   what a Corefile compiles to
 //!   resolve           what must be asked     coalesce, local, forward/{udp,tcp,upstream,health}, loops
-//!   chain             directives around the cache     asked, rewrite, acl, dns64, load_balance
+//!   chain             directives around the cache     asked, rewrite, search, acl, dns64, load_balance
 //!   metrics, query_log, error_log, admin, admin_tls     what is seen from outside
 //!   handover          to a newer process, and from an older one
 //!   privileges, signals, control, service   rights, the end, what probes ask, word to systemd
@@ -50,6 +50,7 @@ pub mod proof;
 pub mod query_log;
 pub mod resolve;
 pub mod rewrite;
+pub mod search;
 pub mod service;
 pub mod signals;
 pub mod sources;

@@ -26,6 +26,7 @@ pub(crate) fn build(context: &mut Context<'_>, blocks: &[Block]) -> Config {
             bind: Vec::new(),
             bind_except: Vec::new(),
             errors: None,
+            autopath: None,
             log: Vec::new(),
             cache: None,
             hosts: None,

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use nodestub_wire::Name;
 
-use answering::{Acl, Chaos, Dns64, LoadBalance, Local, Template};
+use answering::{Acl, AutoPath, Chaos, Dns64, LoadBalance, Local, Template};
 use logging::{Errors, LogRule};
 use rewriting::RewriteRule;
 
@@ -48,6 +48,8 @@ pub struct ServerBlock {
     pub rewrite: Vec<RewriteRule>,
     /// `acl`: in the order of the file.
     pub acl: Vec<Acl>,
+    /// `autopath`: searches are done here.
+    pub autopath: Option<AutoPath>,
     /// `template`: in the order of the file.
     pub template: Vec<Template>,
     /// `loadbalance`: the order of addresses in answers changes.

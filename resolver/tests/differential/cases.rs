@@ -186,7 +186,45 @@ pub(crate) const CASES: &[Case] = &[
             questions
         },
     ),
+    Case {
+        files: &[("search.conf", "nameserver 192.0.2.53\nsearch pods.example other.example test\n")],
+        ..case(
+            "autopath",
+            ". {\n bind BIND\n autopath FOLDER/search.conf\n cache\n forward . 127.0.0.53\n}\n",
+            searched,
+        )
+    },
+    Case {
+        files: &[("search.conf", "search pods.example test\n")],
+        ..case(
+            "autopath_zones",
+            ". {\n bind BIND\n rewrite name suffix .rewritten.example. .pods.example. answer auto\n autopath a.pods.example \
+             txt.pods.example FOLDER/search.conf\n acl {\n  block type MX\n }\n forward . 127.0.0.53\n}\n",
+            searched,
+        )
+    },
 ];
+
+fn searched() -> Vec<Question> {
+    all(
+        &[
+            "a.pods.example.",
+            "Two.Pods.Example.",
+            "x.test.pods.example.",
+            "alias.pods.example.",
+            "txt.pods.example.",
+            "empty.pods.example.",
+            "nx.pods.example.",
+            "servfail.pods.example.",
+            "dangling.pods.example.",
+            "a.rewritten.example.",
+            "a.other.example.",
+            "a.test.",
+        ],
+        &[A, AAAA, TXT, MX, CNAME],
+        &[PLAIN, TCP, EDNS, DNSSEC],
+    )
+}
 
 const REWRITE_NAMES: &str = r#". {
  bind BIND

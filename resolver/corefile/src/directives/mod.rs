@@ -4,6 +4,7 @@
 //! in silence, it is an error here. The order of directives does not matter, as in CoreDNS.
 
 mod answering;
+mod autopath;
 mod bind;
 mod cache;
 mod endpoints;
@@ -28,9 +29,10 @@ use crate::report::{Diagnostic, Span, shown};
 use crate::suggest::nearest;
 
 /// The directives that are supported.
-pub(crate) const SUPPORTED: [&str; 27] = [
+pub(crate) const SUPPORTED: [&str; 28] = [
     "acl",
     "any",
+    "autopath",
     "bind",
     "bufsize",
     "cache",
@@ -60,7 +62,7 @@ pub(crate) const SUPPORTED: [&str; 27] = [
 
 /// The other directives of CoreDNS 1.15.0 (`core/dnsserver/zdirectives.go`), with what to do where there is more to
 /// say than to remove the line.
-const UNSUPPORTED: [(&str, &str); 35] = [
+const UNSUPPORTED: [(&str, &str); 34] = [
     ("root", "write absolute paths instead"),
     ("metadata", ""),
     ("geoip", ""),
@@ -75,7 +77,6 @@ const UNSUPPORTED: [(&str, &str); 35] = [
     ("dnstap", ""),
     ("siit", ""),
     ("tsig", ""),
-    ("autopath", ""),
     ("header", ""),
     ("dnssec", ""),
     ("tls", ""),
@@ -153,6 +154,10 @@ pub(crate) fn read(context: &mut Context<'_>, directive: &Directive, draft: &mut
         "acl" => {
             let zones = zones_of(draft);
             draft.block.acl.push(answering::acl(context, directive, &zones));
+        }
+        "autopath" => {
+            let zones = zones_of(draft);
+            draft.block.autopath = autopath::read(context, directive, &zones);
         }
         "template" => {
             let zones = zones_of(draft);

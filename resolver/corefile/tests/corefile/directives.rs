@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::world::{World, block, findings, messages};
+use nodestub_corefile::config::answering::SearchPath;
 use nodestub_corefile::config::logging::{ErrorLevel, LogClasses, LogFormat};
 use nodestub_corefile::config::{
     BindTarget, Cache, CacheClass, Forward, Health, HostsEntry, HttpAddr, Policy, Ready, Reload, ServeStale,
@@ -405,6 +406,27 @@ fn log_and_errors_and_loop_read_their_few_words() {
         "loop 5",
         "loop {\n x\n}",
         "loop\nloop",
+    ]);
+}
+
+#[test]
+fn autopath_takes_the_search_list_of_a_file_or_of_the_cluster() {
+    let world = World::new()
+        .file("/etc/search", "search a.test b.test\nsearch c.test d\n")
+        .file("/etc/resolv.conf", "search corp.example\n");
+    let read = |text: &str| world.parse(text).unwrap().config.blocks[0].autopath.clone().unwrap();
+    let found = read("x.test y.test {\n autopath /etc/search\n}");
+    assert_eq!(found.zones, names(&["x.test", "y.test"]));
+    assert_eq!(found.path, SearchPath::List(names(&["c.test", "d"])));
+    let found = read(". {\n autopath cluster.local @kubernetes\n}");
+    assert_eq!(found.zones, names(&["cluster.local"]));
+    assert_eq!(found.path, SearchPath::Kubernetes(names(&["corp.example"])));
+    rejects(&[
+        "autopath",
+        "autopath /etc/nothing",
+        "autopath @etcd",
+        "autopath @kubernetes\nautopath @kubernetes",
+        "autopath a..b /etc/resolv.conf",
     ]);
 }
 
