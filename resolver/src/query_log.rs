@@ -308,3 +308,94 @@ fn flag_words(flags: Flags) -> String {
     let set: Vec<&str> = bits.iter().filter(|(bit, _)| flags.has(*bit)).map(|(_, word)| *word).collect();
     set.join(",")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nodestub_wire::{Admission, wire_name};
+
+    /// Header, question `a.test` of this type, and an answer by a pointer and authority of this type where there are some.
+    fn reply(qtype: u16, rcode: u16, answers: u16, authority: Option<u16>) -> Vec<u8> {
+        let mut packet = vec![0x12, 0x67];
+        for word in [0x8180 | rcode, 1, answers, u16::from(authority.is_some()), 0] {
+            packet.extend(word.to_be_bytes());
+        }
+        packet.extend(wire_name("a.test").unwrap());
+        packet.extend(qtype.to_be_bytes());
+        packet.extend([0, 1]);
+        for _ in 0..answers {
+            packet.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 1]);
+        }
+        if let Some(rtype) = authority {
+            let data = if rtype == rtype::SOA { [&[0, 0][..], &[0; 20]].concat() } else { vec![0] };
+            packet.extend([0xc0, 14]);
+            packet.extend(rtype.to_be_bytes());
+            packet.extend([0, 1, 0, 0, 0, 60, 0, u8::try_from(data.len()).unwrap()]);
+            packet.extend(data);
+        }
+        packet
+    }
+
+    #[test]
+    fn a_reply_has_the_class_that_coredns_gives_it() {
+        let soa = Some(rtype::SOA);
+        for (packet, kind, class) in [
+            (reply(1, 0, 1, None), "NOERROR", "success"),
+            (reply(1, 0, 1, soa), "NOERROR", "success"),
+            (reply(1, 0, 0, None), "NOERROR", "success"),
+            (reply(1, 0, 0, soa), "NODATA", "denial"),
+            (reply(1, 0, 0, Some(rtype::NS)), "DELEGATION", "success"),
+            (reply(1, 3, 0, soa), "NXDOMAIN", "denial"),
+            (reply(1, 3, 1, None), "OTHERERROR", "error"),
+            (reply(1, 2, 0, None), "SERVERERROR", "error"),
+            (reply(1, 4, 0, None), "SERVERERROR", "error"),
+            (reply(1, 5, 0, None), "OTHERERROR", "error"),
+            (reply(rtype::AXFR, 5, 0, None), "META", "error"),
+            (Vec::new(), "OTHERERROR", "error"),
+        ] {
+            let found = look_into(&packet).0;
+            assert_eq!((found.text(), found.class()), (kind, class), "{packet:?}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_told_as_if_no_name_were_compressed() {
+        // 12 for the header, 8 + 4 for the question, 8 + 10 + 4 for each address.
+        assert_eq!(look_into(&reply(1, 0, 2, None)).1, 12 + 12 + 2 * 22);
+        assert_eq!(look_into(&[]).1, 0);
+    }
+
+    #[test]
+    fn a_line_says_what_its_format_asks_for() {
+        let mut packet = reply(28, 0, 0, None);
+        packet.splice(2..4, [1, 0]);
+        let Admission::Accept(query) = Query::admit(&packet) else { panic!("not accepted") };
+        let observation = Observation {
+            protocol: Protocol::Udp,
+            v6: true,
+            qtype: 28,
+            dnssec_ok: false,
+            request_bytes: 24,
+            response_bytes: 24,
+            rcode: Rcode::NXDOMAIN,
+            source: crate::metrics::Source::Server,
+        };
+        let format = "{remote}:{port} {local} {>id} {type} {class} {name} {proto} {size} {>do} {>bufsize} {rcode} \
+                      {>rflags} {rsize} {>opcode} {/log/type} {/x/y} {other}";
+        let line = |reply: &[u8], classes| {
+            let rule = Rule::new(&LogRule { name: Name::root(), format: LogFormat::read(format), classes });
+            let (client, server) = ("[fd00::1]:4711".parse().unwrap(), "127.0.0.1:53".parse().unwrap());
+            let received = Instant::now();
+            let answered =
+                Answered { query: &query, client, server, observation: &observation, reply, received };
+            rule.line(&answered).map(|line| line.text())
+        };
+        let question = "[fd00::1]:4711 127.0.0.1 4711 AAAA IN a.test. udp 24 false 512";
+        let said = line(&reply(28, 3, 0, None), LogClasses::ALL).unwrap();
+        assert_eq!(said, format!("{question} NXDOMAIN qr,rd,ra 24 0 NXDOMAIN - {{other}}"));
+        assert_eq!(line(&[], LogClasses::ALL).unwrap(), format!("{question} - - 0 0 OTHERERROR - {{other}}"));
+        let denials = LogClasses { success: false, denial: true, error: false };
+        assert!(line(&reply(28, 3, 0, None), denials).is_some());
+        assert_eq!(line(&reply(28, 0, 1, None), denials), None);
+    }
+}
