@@ -96,7 +96,7 @@ fn what_is_no_first_name_of_a_search_is_denied_as_before() {
     if !can_make_namespaces("what_is_no_first_name_of_a_search_is_denied_as_before") {
         return;
     }
-    let Cluster { scene, .. } = cluster();
+    let Cluster { scene, cluster_dns: _cluster_dns, node_dns: _node_dns } = cluster();
     for name in [
         // The second name of a search: `com` is no namespace.
         "www.example.com.svc.cluster.local",
