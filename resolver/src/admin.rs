@@ -92,6 +92,11 @@ pub struct AdminError {
 impl Status {
     /// What keeps us from being ready; empty: nothing.
     pub fn unready(&self) -> Vec<String> {
+        self.unready_if(false)
+    }
+
+    /// The same; `once`: what the Corefile waits for is not looked at again once it was there.
+    fn unready_if(&self, once: bool) -> Vec<String> {
         let mut reasons = Vec::new();
         if self.stopping.load(Relaxed) {
             reasons.push("stopping".to_owned());
@@ -100,8 +105,15 @@ impl Status {
         } else if !self.serving.load(Relaxed) {
             reasons.push("not serving yet".to_owned());
         }
-        reasons.extend(self.lacks_cluster_dns());
-        for block in &self.shared.tables.load().blocks {
+        let tables = self.shared.tables.load();
+        if !(once && tables.was_ready.load(Relaxed)) {
+            let lacks = self.lacks_cluster_dns();
+            if lacks.is_none() {
+                tables.was_ready.store(true, Relaxed);
+            }
+            reasons.extend(lacks);
+        }
+        for block in &tables.blocks {
             let looped =
                 block.forwarders.iter().flat_map(|forwarder| &forwarder.upstreams).filter(|u| u.is_looped());
             let zone = || block.zones.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
@@ -328,7 +340,7 @@ async fn ready(State(place): State<Place>) -> (StatusCode, String) {
     if !serves(&place, |endpoints| endpoints.ready) {
         return (NOT_HERE.0, NOT_HERE.1.to_owned());
     }
-    let mut lines = place.0.unready();
+    let mut lines = place.0.unready_if(serves(&place, |endpoints| endpoints.ready_once));
     let status = if lines.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     if lines.is_empty() {
         lines.push("OK".to_owned());

@@ -88,9 +88,16 @@ pub fn answer<'a>(context: &Context<'a>, buffer: &mut [u8], length: usize) -> Ou
     }
     let Some(policy) = &route.block.cache else { return Outcome::Miss(query, route) };
     let balance = chain.and_then(|chain| chain.balance.as_ref());
+    let search = chain.and_then(|chain| chain.search.as_ref());
     let limit = size_limit(&query, context.protocol);
     let key = cache_key(&query, &route.block);
     let probe = context.cache.probe(&key, context.now, |hit: Hit<'_>| {
+        // A denial may be where a walk along a search list begins.
+        if search
+            .is_some_and(|search| hit.answer.rcode == Rcode::NXDOMAIN && search.is_for(query.name.as_bytes()))
+        {
+            return None;
+        }
         let ttl = if policy.keep_ttl { hit.ttl } else { hit.ttl_left };
         let length = hit.answer.write(buffer, &query, Some(ttl), limit)?;
         if let Some(balance) = balance
@@ -120,7 +127,7 @@ pub fn answer<'a>(context: &Context<'a>, buffer: &mut [u8], length: usize) -> Ou
                 allowed: chain.is_some_and(|chain| chain.acl.is_some()),
             })
         }
-        // A reply that is too long for the buffer, one whose order takes more than a swap, an answer that is not there,
+        // A reply that is too long for the buffer, a denial that begins a search, one whose order takes more than a swap, an answer that is not there,
         // and one that cannot be had without waiting are all the slow side's.
         Probe::Hit(None) | Probe::Miss | Probe::Busy => Outcome::Miss(query, route),
     }

@@ -446,6 +446,7 @@ impl<'a> Running<'a> {
         tokio::time::sleep(lameduck).await;
         self.listeners.turn_away();
         self.listeners.stop(DRAIN).await;
+        self.shared.tables.load().flush_errors();
     }
 
     /// Ends beside another process that serves: queries under way are answered, and connections leave.
@@ -453,6 +454,7 @@ impl<'a> Running<'a> {
         self.status.stopping.store(true, Relaxed);
         tracing::info!("stopping; another resolver serves");
         self.listeners.stop(DRAIN).await;
+        self.shared.tables.load().flush_errors();
         self.post.last_connections().await;
     }
 }

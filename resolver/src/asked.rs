@@ -9,6 +9,8 @@ use crate::metrics::Protocol;
 /// What is asked, by whom.
 #[derive(Debug, Clone)]
 pub struct Asked {
+    /// Message id.
+    pub id: u16,
     /// Uncompressed wire form, its case as the client, or a rule, wrote it.
     pub name: Vec<u8>,
     /// QTYPE.
@@ -52,6 +54,7 @@ impl Asked {
         let options = query.options(packet);
         let question = packet.get(nodestub_wire::HEADER..query.question_end.saturating_sub(4));
         Self {
+            id: query.id,
             // The question's name has no pointers: it is the first in the packet.
             name: question.map_or_else(|| query.name.as_bytes().to_vec(), <[u8]>::to_vec),
             qtype: query.qtype,

@@ -1,7 +1,7 @@
 //! What a block does around its cache: the directives that look at a question before it, and at an answer after it.
 //!
 //! ```text
-//!   nsid ─ local ─ dns64 ─ any ─ chaos ─ loadbalance ─ rewrite ─ acl ─► the cache, and what is below it
+//!   nsid ─ local ─ dns64 ─ any ─ chaos ─ loadbalance ─ rewrite ─ autopath ─ acl ─► the cache, and what is below it
 //! ```
 //!
 //! The order is CoreDNS's. A block without any of these has no [`Chain`], and pays nothing. One that has is asked by the
@@ -18,6 +18,7 @@ use crate::acl::{AccessList, Verdict};
 use crate::load_balance::Balance;
 use crate::local::localhost::Localhost;
 use crate::rewrite::Rules;
+use crate::search::Search;
 
 /// Code of the NSID option (RFC 5001).
 pub const NSID: u16 = 3;
@@ -39,6 +40,8 @@ pub struct Chain {
     pub balance: Option<Balance>,
     /// `rewrite`
     pub rewrite: Option<Rules>,
+    /// `autopath`
+    pub search: Option<Search>,
     /// `acl`
     pub acl: Option<AccessList>,
 }
@@ -54,9 +57,10 @@ impl Chain {
             chaos: block.chaos.clone(),
             balance: block.load_balance.as_ref().map(Balance::new),
             rewrite: (!block.rewrite.is_empty()).then(|| Rules::new(&block.rewrite)),
+            search: block.autopath.as_ref().map(Search::new),
             acl: (!block.acl.is_empty()).then(|| AccessList::new(&block.acl)),
         };
-        let Self { nsid, local, dns64, any, chaos, balance, rewrite, acl } = &chain;
+        let Self { nsid, local, dns64, any, chaos, balance, rewrite, search, acl } = &chain;
         let is_empty = nsid.is_none()
             && local.is_none()
             && dns64.is_none()
@@ -64,11 +68,12 @@ impl Chain {
             && chaos.is_none()
             && balance.is_none()
             && rewrite.is_none()
+            && search.is_none()
             && acl.is_none();
         (!is_empty).then_some(chain)
     }
 
-    /// Whether a kept answer may be given to this question as it is (`loadbalance` apart). Allocates nothing. `client`
+    /// Whether a kept answer may be given to this question as it is (`loadbalance` and `autopath` apart). Allocates nothing. `client`
     /// is `None` where nobody knows it; then an access list lets nothing pass.
     pub fn lets_pass(&self, query: &Query, client: Option<IpAddr>, v6: bool) -> bool {
         if self.nsid.is_some() && query.edns_options.0 != query.edns_options.1 {

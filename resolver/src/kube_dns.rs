@@ -15,7 +15,8 @@
 //! - What does not read is counted as well as what does not make sense; there it is only said.
 //! - It is read when the Corefile is, and not by a clock of its own: as `reload` or `-reloadwithsignal` say, which there
 //!   are needed as well for anything to happen.
-//! - A nameserver is an address; there the name of a file is passed on, which nobody can have meant.
+//! - A nameserver is an address, with `dns://` in front or without; `tls://` is refused. There the name of a file is
+//!   passed on, which nobody can have meant.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -188,6 +189,7 @@ fn upstream_nameservers(text: &str) -> Result<Vec<SocketAddr>, Problem> {
 }
 
 fn server(text: &str) -> Result<SocketAddr, Problem> {
+    let text = text.strip_prefix("dns://").unwrap_or(text);
     let address = text.parse().or_else(|_| text.parse().map(|ip: IpAddr| SocketAddr::new(ip, 53)));
     match address {
         Ok(address) if address.port() != 0 => Ok(address),
@@ -219,6 +221,12 @@ impl std::error::Error for Refused {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_may_be_written_with_its_transport() {
+        let found = [server("dns://10.0.0.1"), server("dns://[fd00::1]:54")].map(Result::unwrap);
+        assert_eq!(found.map(|found| found.to_string()), ["10.0.0.1:53", "[fd00::1]:54"]);
+    }
 
     fn with(stubs: &str, upstreams: &str) -> KubeDns {
         KubeDns {

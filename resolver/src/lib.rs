@@ -6,8 +6,8 @@
 //!   listen/{udp,tcp}  takes it in            sys      recvmmsg, sendmmsg: the one file with unsafe code
 //!   answer            decides on the spot    tables   what a Corefile compiles to
 //!   resolve           what must be asked     coalesce, local, forward/{udp,tcp,upstream,health}, loops
-//!   chain             directives around the cache     asked, rewrite, acl, dns64, load_balance
-//!   metrics, query_log, admin, admin_tls     what is seen from outside
+//!   chain             directives around the cache     asked, rewrite, search, acl, dns64, load_balance
+//!   metrics, query_log, error_log, admin, admin_tls     what is seen from outside
 //!   handover          to a newer process, and from an older one
 //!   privileges, signals, control, service   rights, the end, what probes ask, word to systemd
 //!   wish, node        address and rules      proof, obstacles, surroundings, cleanup, pods
@@ -31,6 +31,7 @@ pub mod clock;
 pub mod coalesce;
 pub mod control;
 pub mod dns64;
+pub mod error_log;
 pub mod forward;
 pub mod framing;
 pub mod handover;
@@ -49,6 +50,7 @@ pub mod proof;
 pub mod query_log;
 pub mod resolve;
 pub mod rewrite;
+pub mod search;
 pub mod service;
 pub mod signals;
 pub mod sources;

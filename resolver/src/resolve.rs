@@ -28,7 +28,7 @@ use crate::clock::Clock;
 use crate::coalesce::Coalescer;
 use crate::loops::LoopProbes;
 use crate::metrics::{Counter, Observation, PluginCounters, Protocol, Source};
-use crate::query_log::{LogLine, QueryLog};
+use crate::query_log::{self, QueryLog};
 use crate::tables::{Route, Tables};
 use crate::watchdog::SecretLabel;
 use course::Scope;
@@ -124,7 +124,7 @@ impl Resolver {
 
     /// Builds the reply, counts it, and logs it where the Corefile says so. Empty where nothing is said.
     fn finish(&self, miss: Miss, mut answered: Answered) -> Vec<u8> {
-        let Miss { packet, query, route, client, protocol, received, .. } = miss;
+        let Miss { packet, query, route, listener, client, protocol, received, .. } = miss;
         if let Some(nsid) = route.block.chain.as_ref().and_then(|chain| chain.nsid.as_ref())
             && query.options(&packet).any(|(code, _)| code == NSID)
             && let Ok(length) = u16::try_from(nsid.len())
@@ -153,8 +153,15 @@ impl Resolver {
         lane.observe(&observation);
         lane.observe_durations(received.elapsed(), 1);
         if !route.block.log.is_empty() {
-            self.query_log
-                .write(&route.block.log, &LogLine::new(&query, client, &observation, &reply, received));
+            let answered = query_log::Answered {
+                query: &query,
+                client,
+                server: listener,
+                observation: &observation,
+                reply: &reply,
+                received,
+            };
+            self.query_log.write(&route.block.log, &answered);
         }
         reply
     }
@@ -168,8 +175,8 @@ impl Resolver {
 
     /// `errors`: says what went wrong with a query.
     fn errors(&self, route: &Route, asked: &Asked, error: &str) {
-        if route.block.errors {
-            tracing::error!(name = %asked.lower(), qtype = asked.qtype, error, "errors: a query failed");
+        if let Some(errors) = &route.block.errors {
+            errors.say(Rcode::SERVFAIL, &asked.lower(), asked.qtype, error);
         }
     }
 

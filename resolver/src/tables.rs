@@ -12,6 +12,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -23,10 +24,12 @@ use nodestub_corefile::nameservers;
 use nodestub_wire::{MAX_LABELS, Name, rtype};
 
 use crate::chain::Chain;
+use crate::error_log::ErrorLog;
 use crate::forward::Forwarder;
 use crate::local::hosts::HostsTable;
 use crate::local::template::Templates;
 use crate::metrics::{DROPPED, RouteCounters};
+use crate::query_log;
 
 /// Most upstreams of one `forward` (CoreDNS `maxUpstreams`).
 const MAX_UPSTREAMS: usize = 15;
@@ -44,6 +47,8 @@ pub struct Tables {
     pub reload: Option<Reload>,
     /// The longest `lameduck`.
     pub lameduck: Duration,
+    /// Nothing that this Corefile waits for was missing, once.
+    pub was_ready: AtomicBool,
 }
 
 /// What is served on one HTTP address.
@@ -53,6 +58,8 @@ pub struct Endpoints {
     pub health: bool,
     /// `/ready`
     pub ready: bool,
+    /// What was there once is not looked at again.
+    pub ready_once: bool,
     /// `/metrics`
     pub metrics: bool,
 }
@@ -116,9 +123,9 @@ pub struct Block {
     /// `loop`.
     pub detect_loop: bool,
     /// `errors`.
-    pub errors: bool,
-    /// `log`: the names whose queries are logged; empty: none.
-    pub log: Vec<Name>,
+    pub errors: Option<ErrorLog>,
+    /// `log`: its rules; empty: nothing is logged.
+    pub log: Vec<query_log::Rule>,
     /// The zones of the block.
     pub zones: Vec<Name>,
 }
@@ -197,6 +204,7 @@ impl Workshop {
             admin: HashMap::new(),
             reload: config.blocks.iter().find_map(|block| block.reload.clone()),
             lameduck: Duration::ZERO,
+            was_ready: AtomicBool::new(false),
         };
         for server_block in &config.blocks {
             let block = Arc::new(self.compile_block(server_block)?);
@@ -268,8 +276,8 @@ impl Workshop {
             cache: block.cache.as_ref().map(CachePolicy::new),
             hosts: block.hosts.as_ref().map(|config| self.hosts(config)),
             detect_loop: block.detect_loop,
-            errors: block.errors,
-            log: block.log.as_ref().map(|log| log.names.clone()).unwrap_or_default(),
+            errors: block.errors.as_ref().map(ErrorLog::new),
+            log: block.log.iter().map(query_log::Rule::new).collect(),
             zones: block.zones.iter().map(|key| key.zone.clone()).collect(),
         })
     }
@@ -308,13 +316,21 @@ impl Workshop {
 }
 
 impl Tables {
+    /// Says what `consolidate` has gathered: the end has come.
+    pub fn flush_errors(&self) {
+        for errors in self.blocks.iter().filter_map(|block| block.errors.as_ref()) {
+            errors.flush();
+        }
+    }
+
     fn add_admin(&mut self, block: &ServerBlock) {
         if let Some(health) = &block.health {
             self.endpoints(&health.addr).health = true;
             self.lameduck = self.lameduck.max(health.lameduck);
         }
         if let Some(ready) = &block.ready {
-            self.endpoints(ready).ready = true;
+            let endpoints = self.endpoints(&ready.addr);
+            (endpoints.ready, endpoints.ready_once) = (true, ready.until_ready);
         }
         if let Some(prometheus) = &block.prometheus {
             self.endpoints(prometheus).metrics = true;
@@ -574,7 +590,7 @@ mod tests {
                 bufsize: u16::MAX,
                 forwarders: Vec::new(),
                 detect_loop: false,
-                errors: false,
+                errors: None,
                 log: Vec::new(),
                 zones: Vec::new(),
             };

@@ -71,6 +71,7 @@ fn good_queries_are_answered_whatever_other_clients_do_and_memory_returns() {
         let attacks = [
             attack(idle_connections),
             attack(one_greedy_client),
+            attack(slow_first_byte),
             attack(drops_by_drops),
             attack(half_closed),
             attack(never_read),
@@ -169,6 +170,25 @@ fn one_greedy_client(_: &AtomicBool) {
         held.push(stream);
     }
     sleep(Duration::from_secs(1));
+}
+
+/// A question whose first byte comes late: some in time, the others too late.
+fn slow_first_byte(_: &AtomicBool) {
+    let query = query("good.test");
+    let connect = || connect_from(Ipv4Addr::new(127, 9, 9, 5)).ok();
+    let mut streams: Vec<_> = (0..40).filter_map(|_| connect()).collect();
+    for late in streams.chunks_mut(10) {
+        sleep(Duration::from_millis(1_500));
+        for stream in late {
+            // Closed already, perhaps; a whole answer otherwise.
+            stream.set_read_timeout(Some(HANG)).unwrap();
+            if dns::write_framed(stream, &query).is_ok()
+                && let Ok(Some(reply)) = dns::read_framed(stream)
+            {
+                assert_eq!(reply.first_chunk::<2>(), query.first_chunk::<2>());
+            }
+        }
+    }
 }
 
 /// One byte a second.

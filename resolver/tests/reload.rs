@@ -43,7 +43,7 @@ fn no_query_is_lost_by_reloads_once_a_second_and_bad_corefiles_are_refused() {
     let load = UdpLoad::start(&scene.net, SERVER, &names, 4, rate);
     load.wait_for(u64::from(rate) / 10);
     let mut refused = 0.0;
-    let mut reloaded = 0;
+    let (mut reloaded, mut good) = (0, 0);
     let mut next = Instant::now();
     for number in 1..=seconds {
         let bad = number % 3 == 0;
@@ -52,9 +52,11 @@ fn no_query_is_lost_by_reloads_once_a_second_and_bad_corefiles_are_refused() {
         if bad {
             refused += 1.0;
             until("the bad file is counted", || failed_reloads(&scene) == refused);
+            assert!(in_force(&scene, good), "the last good file has not stayed");
         } else {
             reloaded += 1;
             until("the new file is in force", || in_force(&scene, number));
+            good = number;
         }
         next += INTERVAL;
         sleep(next.saturating_duration_since(Instant::now()));

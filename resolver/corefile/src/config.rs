@@ -6,6 +6,7 @@
 //! every block whose value did not change.
 
 pub mod answering;
+pub mod logging;
 pub mod rewriting;
 
 use std::net::{IpAddr, SocketAddr};
@@ -14,7 +15,8 @@ use std::time::Duration;
 
 use nodestub_wire::Name;
 
-use answering::{Acl, Chaos, Dns64, LoadBalance, Local, Template};
+use answering::{Acl, AutoPath, Chaos, Dns64, LoadBalance, Local, Template};
+use logging::{Errors, LogRule};
 use rewriting::RewriteRule;
 
 /// A whole Corefile, in the order of the file.
@@ -35,9 +37,9 @@ pub struct ServerBlock {
     /// could take the exceptions away itself.
     pub bind_except: Vec<BindTarget>,
     /// `errors`: log what goes wrong with a query.
-    pub errors: bool,
-    /// `log`: log queries.
-    pub log: Option<Log>,
+    pub errors: Option<Errors>,
+    /// `log`: log queries; in the order of the file.
+    pub log: Vec<LogRule>,
     /// `cache`: keep answers.
     pub cache: Option<Cache>,
     /// `hosts`: answers of our own.
@@ -46,6 +48,8 @@ pub struct ServerBlock {
     pub rewrite: Vec<RewriteRule>,
     /// `acl`: in the order of the file.
     pub acl: Vec<Acl>,
+    /// `autopath`: searches are done here.
+    pub autopath: Option<AutoPath>,
     /// `template`: in the order of the file.
     pub template: Vec<Template>,
     /// `loadbalance`: the order of addresses in answers changes.
@@ -74,7 +78,7 @@ pub struct ServerBlock {
     /// `health`: an HTTP endpoint that says that the process lives.
     pub health: Option<Health>,
     /// `ready`: an HTTP endpoint that says that names are answered. Default `:8181`.
-    pub ready: Option<HttpAddr>,
+    pub ready: Option<Ready>,
     /// `prometheus`: an HTTP endpoint with metrics. Default `localhost:9153`.
     pub prometheus: Option<HttpAddr>,
     /// `timeouts`: of connections of clients.
@@ -108,13 +112,6 @@ pub struct HttpAddr {
     pub host: Option<IpAddr>,
     /// The TCP port.
     pub port: u16,
-}
-
-/// `log [NAMES...]`: queries for these names and below, in CoreDNS's common format.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Log {
-    /// Never empty; the root by default.
-    pub names: Vec<Name>,
 }
 
 /// `cache [TTL] [ZONES...] { ... }`. TTLs in seconds.
@@ -289,6 +286,16 @@ pub struct Health {
     pub addr: HttpAddr,
     /// `lameduck`: go on answering for so long after the order to stop. Default 0.
     pub lameduck: Duration,
+}
+
+/// `ready [ADDR] { monitor until-ready|continuously }`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Ready {
+    /// Default `:8181`.
+    pub addr: HttpAddr,
+    /// `monitor until-ready`: what a Corefile waits for is not looked at again once it was there. Default no
+    /// (`continuously`).
+    pub until_ready: bool,
 }
 
 /// `reload [INTERVAL] [JITTER]`.

@@ -52,6 +52,21 @@ pub struct TemplateData {
     pub question: String,
     /// `.Remote`: the client's address.
     pub remote: String,
+    /// `.Message`
+    pub message: MessageData,
+}
+
+/// What a template can say about the header of a query.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MessageData {
+    /// `.Message.Id`
+    pub id: u16,
+    /// `.Message.RecursionDesired`
+    pub recursion_desired: bool,
+    /// `.Message.AuthenticatedData`
+    pub authentic_data: bool,
+    /// `.Message.CheckingDisabled`
+    pub checking_disabled: bool,
 }
 
 /// What is wrong with a template's text.
@@ -155,6 +170,7 @@ mod tests {
             qtype: 1,
             question: "IP-10-95-12-8.example.".into(),
             remote: "10.244.0.7".into(),
+            message: MessageData { id: 4711, recursion_desired: true, ..MessageData::default() },
         }
     }
 
@@ -194,6 +210,15 @@ mod tests {
                 "truetruefalsetruetrue",
             ),
             ("{{ .Meta \"x/y\" }}", ""),
+            (
+                "{{ .Message.Id }} {{ .Message.RecursionDesired }} {{ $.Message.Truncated }}",
+                "4711 true false",
+            ),
+            (
+                "{{ (index .Message.Question 0).Name }} {{ len .Message.Question }}",
+                "IP-10-95-12-8.example. 1",
+            ),
+            ("{{ range .Message.Question }}{{ .Qtype }}{{ end }}", "1"),
             ("{{ .Match }}", "[ip-10-95-12-8.example. 10 0a]"),
         ] {
             assert_eq!(run(text).as_deref(), Ok(expected), "{text}");
@@ -210,6 +235,8 @@ mod tests {
             "{{ index .Name \"a\" }}",
             "{{ len 5 }}",
             "{{ .Name.Foo }}",
+            "{{ .Message.Foo }}",
+            "{{ index .Message.Question 1 }}",
         ] {
             assert!(run(text).is_err(), "{text}: {:?}", run(text));
         }
@@ -222,7 +249,7 @@ mod tests {
             ("{{ nosuch 1 }}", (3, 9)),
             ("{{ define \"x\" }}{{ end }}", (3, 9)),
             ("{{ .Nmae }}", (3, 8)),
-            ("{{ .Message.Id }}", (3, 11)),
+            ("{{ .Var.x }}", (3, 7)),
             ("{{ if true }}x", (0, 13)),
             ("{{ end }}", (3, 6)),
             ("{{ $x }}", (3, 5)),

@@ -1,4 +1,4 @@
-//! The servers of a file in the format of resolv.conf(5).
+//! The servers and the search list of a file in the format of resolv.conf(5).
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -17,6 +17,20 @@ pub fn nameservers(text: &str) -> Vec<SocketAddr> {
         .collect()
 }
 
+/// The domains of the last `search` or `domain` line.
+pub(crate) fn search(text: &str) -> Vec<String> {
+    let mut domains = Vec::new();
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        match words.next() {
+            Some("search") => domains = words.map(ToOwned::to_owned).collect(),
+            Some("domain") => domains = words.take(1).map(ToOwned::to_owned).collect(),
+            _ => {}
+        }
+    }
+    domains
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -27,5 +41,7 @@ mod tests {
                     nameserver\nnameserver example.org\nnameservers 9.9.9.9\n;nameserver 8.8.8.8\n";
         let expected: Vec<SocketAddr> = vec!["10.0.0.2:53".parse().unwrap(), "[fe80::1]:53".parse().unwrap()];
         assert_eq!(nameservers(text), expected);
+        assert_eq!(search(text), ["a", "b"]);
+        assert_eq!(search("search a\ndomain b c\n"), ["b"]);
     }
 }

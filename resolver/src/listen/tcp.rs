@@ -25,7 +25,7 @@ use super::{Held, Movers, Shared};
 use crate::answer::{Context, Outcome, Replied, answer};
 use crate::framing::{FrameReader, frame};
 use crate::metrics::Protocol;
-use crate::query_log::LogLine;
+use crate::query_log::Answered;
 use crate::resolve::{Miss, is_v6};
 
 /// Misses under way on one connection: with more of them, what comes next waits in the client's own queue.
@@ -284,8 +284,11 @@ impl Connection {
             lane.allowed();
         }
         if let Some((block, query)) = &reply.logged {
-            let line = LogLine::new(query, self.client, &reply.observation, packet, received);
-            self.shared.resolver.query_log.write(&block.log, &line);
+            let (client, server) = (self.client, self.address);
+            let packet = packet.get(..reply.length).unwrap_or_default();
+            let observation = &reply.observation;
+            let answered = Answered { query, client, server, observation, reply: packet, received };
+            self.shared.resolver.query_log.write(&block.log, &answered);
         }
     }
 }

@@ -29,7 +29,7 @@ use tokio::sync::{mpsc, watch};
 use super::{Shared, bind_udp};
 use crate::answer::{Context, Outcome, Replied, answer};
 use crate::metrics::Protocol;
-use crate::query_log::LogLine;
+use crate::query_log::Answered;
 use crate::resolve::{Miss, is_v6};
 use crate::sys::{self, BATCH, Batch, LocalEnd};
 
@@ -282,7 +282,7 @@ impl Lane {
         if refused > 0 {
             self.shared.drops.replies.add(refused as u64);
         }
-        count_replies(&self.shared, self.number, &mut self.batch, &replied, received);
+        count_replies(&self.shared, self.number, listener.address, &mut self.batch, &replied, received);
     }
 }
 
@@ -290,6 +290,7 @@ impl Lane {
 fn count_replies(
     shared: &Shared,
     worker: usize,
+    server: SocketAddr,
     batch: &mut Batch,
     replied: &[Option<Replied<'_>>; BATCH],
     received: Instant,
@@ -310,8 +311,10 @@ fn count_replies(
             && let Some(client) = batch.peer(index)
         {
             let (buffer, _) = batch.packet(index);
-            let line = LogLine::new(query, client, &reply.observation, buffer, received);
-            shared.resolver.query_log.write(&block.log, &line);
+            let packet = buffer.get(..reply.length).unwrap_or_default();
+            let observation = &reply.observation;
+            let answered = Answered { query, client, server, observation, reply: packet, received };
+            shared.resolver.query_log.write(&block.log, &answered);
         }
     }
 }

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use nodestub_corefile::config::answering::Template;
-use nodestub_corefile::gotemplate::{GoTemplate, TemplateData};
+use nodestub_corefile::gotemplate::{GoTemplate, MessageData, TemplateData};
 use nodestub_corefile::{class_name, type_name};
-use nodestub_wire::{Name, OwnedRecord, Rcode, Section, name_text, rtype};
+use nodestub_wire::{Flags, Name, OwnedRecord, Rcode, Section, name_text, rtype};
 use regex::Regex;
 
 use super::records::read_record;
@@ -199,5 +199,11 @@ fn data(asked: &Asked, text: &str, zone: &Name, regex: &Regex, config: &Template
         qtype: asked.qtype,
         question: name_text(&asked.name),
         remote: asked.client_ip().to_string(),
+        message: MessageData {
+            id: asked.id,
+            recursion_desired: asked.flags.has(Flags::RD),
+            authentic_data: asked.flags.has(Flags::AD),
+            checking_disabled: asked.flags.has(Flags::CD),
+        },
     }
 }

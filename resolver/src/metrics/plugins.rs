@@ -25,6 +25,7 @@ pub struct PluginCounters {
     dropped: Family,
     translated: Family,
     localhost: Family,
+    searched: Family,
     template_matches: Family,
     template_failures: Family,
     record_failures: Family,
@@ -66,6 +67,11 @@ impl PluginCounters {
         self.translated.add(&[server]);
     }
 
+    /// `autopath` found an answer.
+    pub fn searched(&self, server: &str) {
+        self.searched.add(&[server]);
+    }
+
     /// `local` answered for a name of this machine below another (CoreDNS counts those alone).
     pub fn localhost(&self, asked: &Asked) {
         let name = asked.text();
@@ -97,6 +103,8 @@ impl PluginCounters {
         self.translated.write(page, "coredns_dns64_requests_translated_total", help, &["server"]);
         let help = "Counter of special localhost subdomain requests.";
         self.localhost.write(page, "coredns_local_localhost_requests_total", help, &[]);
+        let help = "Counter of requests that did autopath.";
+        self.searched.write(page, "coredns_autopath_success_total", help, &["server"]);
         let template = ["server", "zone", "view", "class", "type"];
         let help = "Counter of template regex matches.";
         self.template_matches.write(page, "coredns_template_matches_total", help, &template);

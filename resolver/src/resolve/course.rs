@@ -1,7 +1,7 @@
 //! The way of a question through the directives of its block, in CoreDNS's order.
 //!
 //! ```text
-//!   local ─ dns64 ─ any ─ chaos ─ loadbalance ─ rewrite ─ acl ─ cache ─ template ─ hosts ─ forward ─ whoami
+//!   local ─ dns64 ─ any ─ chaos ─ loadbalance ─ rewrite ─ autopath ─ acl ─ cache ─ template ─ hosts ─ forward ─ whoami
 //!             │                                    │                        │
 //!             └── asks for A ──────────────────────┴── follows a CNAME ─────┴─► the whole way once more, for another name
 //! ```
@@ -28,7 +28,7 @@ use crate::local::{small, template};
 use crate::metrics::{Protocol, Source};
 use crate::rewrite::{Outcome, Rewriting};
 use crate::tables::{Route, Tables};
-use crate::{dns64, load_balance};
+use crate::{dns64, load_balance, search};
 
 /// Questions of our own that one question may lead to, one inside the other (CoreDNS `maxCNAMERewriteDepth`).
 const MAX_DEPTH: u8 = 8;
@@ -122,18 +122,18 @@ impl Resolver {
         depth: u8,
     ) -> Answered {
         let Some(rules) = &chain.rewrite else {
-            return self.guarded(scope, route, chain, &asked, depth).await;
+            return self.searched(scope, route, chain, &asked, depth).await;
         };
         let mut new = asked.clone();
         let changes = match rules.apply(&mut new) {
-            Outcome::Untouched => return self.guarded(scope, route, chain, &asked, depth).await,
+            Outcome::Untouched => return self.searched(scope, route, chain, &asked, depth).await,
             Outcome::NoName(text) => {
                 self.errors(route, &asked, &format!("rewrite: {text:?} is no domain name"));
                 return Answered::bare(Rcode::SERVFAIL);
             }
             Outcome::Rewritten(changes) => changes,
         };
-        let mut answered = self.guarded(scope, route, chain, &new, depth).await;
+        let mut answered = self.searched(scope, route, chain, &new, depth).await;
         if answered.silent || (changes.is_empty() && new.name == asked.name) {
             return answered;
         }
@@ -150,6 +150,64 @@ impl Resolver {
         let options = std::mem::take(&mut answered.options);
         let made = Answered::made(&asked, flags, rewriting.rcode, &rewriting.records, answered.source);
         Answered { options, ..made }
+    }
+
+    /// `autopath`: where the first name of a walk along a search list is denied, the others are asked.
+    async fn searched(
+        &self,
+        scope: &Scope,
+        route: &Arc<Route>,
+        chain: &Chain,
+        asked: &Asked,
+        depth: u8,
+    ) -> Answered {
+        let first = self.guarded(scope, route, chain, asked, depth).await;
+        let Some(search) = chain.search.as_ref().filter(|_| asked.qclass == CLASS_IN) else { return first };
+        if first.silent || first.answer.rcode != Rcode::NXDOMAIN {
+            return first;
+        }
+        let Some(walk) = search.walk(&asked.name) else { return first };
+        if let Some(namespace) = &walk.namespace {
+            let question = asked.with_question(namespace.as_bytes().to_vec(), rtype::A);
+            let found = self.beside(scope, route, chain, question, depth).await;
+            if found.is_none_or(|found| found.rcode != Rcode::NOERROR) {
+                return first;
+            }
+        }
+        for name in walk.names {
+            let question = asked.with_question(name, asked.qtype);
+            let Some(found) = self.beside(scope, route, chain, question, depth).await else { return first };
+            if found.rcode == Rcode::NXDOMAIN {
+                continue;
+            }
+            let mut records = found.records;
+            search::put_under(&asked.name, &mut records);
+            self.plugin_counters.searched(&route.counters.server);
+            return Answered::made(asked, found.flags, found.rcode, &records, first.source);
+        }
+        first
+    }
+
+    /// Asks ourselves for another name, from where `autopath` stands; the whole way where another block is responsible.
+    async fn beside(
+        &self,
+        scope: &Scope,
+        route: &Arc<Route>,
+        chain: &Chain,
+        asked: Asked,
+        depth: u8,
+    ) -> Option<Found> {
+        let zones = scope.tables.listeners.get(&scope.listener)?;
+        let responsible = zones.find(&asked.name.to_ascii_lowercase(), asked.qtype);
+        if responsible.is_some_and(|other| !Arc::ptr_eq(&other.block, &route.block)) {
+            return self.look_up(scope, asked, depth).await;
+        }
+        let answered = Box::pin(self.guarded(scope, route, chain, &asked, depth + 1)).await;
+        if answered.silent {
+            return None;
+        }
+        let records = answered.records(&asked)?;
+        Some(Found { flags: answered.answer.flags, rcode: answered.answer.rcode, records })
     }
 
     async fn guarded(
@@ -228,7 +286,7 @@ impl Resolver {
         };
         let _place = match forwarder.enter() {
             Ok(place) => place,
-            Err(error) => return shelf.failed(&error),
+            Err(error) => return shelf.failed(&error, forwarder.transport(client)),
         };
         let question = self.question(shelf, forwarder, client);
         let lead = ask_upstream(shelf.clone(), first, client);
@@ -383,7 +441,7 @@ async fn ask_upstream(shelf: Shelf, first: usize, client: Protocol) -> Answered 
         match forwarder.ask(&shelf.ask, forwarder.transport(client)).await {
             Ok(response) if forwarder.passes_on(&response) && number + 1 < block.forwarders.len() => {}
             Ok(response) => return shelf.keep_response(&response),
-            Err(error) => return shelf.failed(&error),
+            Err(error) => return shelf.failed(&error, forwarder.transport(client)),
         }
     }
     // The last was passed over, and none behind it is for this name.

@@ -11,8 +11,9 @@ use nodestub_wire::{
 use super::{Answered, Resolver};
 use crate::asked::Asked;
 use crate::clock::Clock;
+use crate::error_log::in_words;
 use crate::forward::{ForwardError, Response};
-use crate::metrics::Source;
+use crate::metrics::{Protocol, Source};
 use crate::tables::Block;
 
 /// TTL of an answer of our own that has no record to take one from, in seconds (CoreDNS `MinimalDefaultTTL`).
@@ -143,11 +144,13 @@ impl Shelf {
 
     /// What is said when nobody answered. A failure is remembered for some seconds, so that upstreams can come to
     /// their senses (RFC 9520); a refusal of our own is not.
-    pub(super) fn failed(&self, error: &ForwardError) -> Answered {
-        if self.block.errors {
-            tracing::error!(name = %self.name, qtype = self.ask.qtype, %error, "errors: no answer from upstream");
+    pub(super) fn failed(&self, error: &ForwardError, protocol: Protocol) -> Answered {
+        let is_refused = matches!(error, ForwardError::Overloaded);
+        if let Some(errors) = &self.block.errors {
+            let rcode = if is_refused { Rcode::REFUSED } else { Rcode::SERVFAIL };
+            errors.say(rcode, &self.name, self.ask.qtype, &in_words(error, protocol));
         }
-        if matches!(error, ForwardError::Overloaded) {
+        if is_refused {
             return Answered::bare(Rcode::REFUSED);
         }
         self.keep(OwnedAnswer::empty(Rcode::SERVFAIL), Source::Server, failure)

@@ -186,7 +186,45 @@ pub(crate) const CASES: &[Case] = &[
             questions
         },
     ),
+    Case {
+        files: &[("search.conf", "nameserver 192.0.2.53\nsearch pods.example other.example test\n")],
+        ..case(
+            "autopath",
+            ". {\n bind BIND\n autopath FOLDER/search.conf\n cache\n forward . 127.0.0.53\n}\n",
+            searched,
+        )
+    },
+    Case {
+        files: &[("search.conf", "search pods.example test\n")],
+        ..case(
+            "autopath_zones",
+            ". {\n bind BIND\n rewrite name suffix .rewritten.example. .pods.example. answer auto\n autopath a.pods.example \
+             txt.pods.example FOLDER/search.conf\n acl {\n  block type MX\n }\n forward . 127.0.0.53\n}\n",
+            searched,
+        )
+    },
 ];
+
+fn searched() -> Vec<Question> {
+    all(
+        &[
+            "a.pods.example.",
+            "Two.Pods.Example.",
+            "x.test.pods.example.",
+            "alias.pods.example.",
+            "txt.pods.example.",
+            "empty.pods.example.",
+            "nx.pods.example.",
+            "servfail.pods.example.",
+            "dangling.pods.example.",
+            "a.rewritten.example.",
+            "a.other.example.",
+            "a.test.",
+        ],
+        &[A, AAAA, TXT, MX, CNAME],
+        &[PLAIN, TCP, EDNS, DNSSEC],
+    )
+}
 
 const REWRITE_NAMES: &str = r#". {
  bind BIND
@@ -343,6 +381,10 @@ const TEMPLATES: &str = r#"hex.example {
  template IN A broken.example {
   answer "{{ .Name }} 60 IN A not.an.address"
  }
+ template IN TXT message.example {
+  answer "{{ .Name }} 60 IN TXT \"{{ .Message.Id }} {{ .Message.RecursionDesired }} {{ .Message.CheckingDisabled }}\""
+  answer "{{ .Name }} 60 IN TXT \"{{ (index .Message.Question 0).Qtype }} {{ len .Message.Question }} {{ .Message.Response }}\""
+ }
  template IN HINFO refuses.example {
   rcode REFUSED
  }
@@ -464,6 +506,7 @@ fn templated() -> Vec<Question> {
             "no.longer.txt.example.",
             "x.cname.example.",
             "00ff.hex.example.",
+            "x.message.example.",
             "zz.hex.example.",
             "x.mx.example.",
             "x.fails.example.",

@@ -85,6 +85,8 @@ agrees!(
     nsid,
     chaos,
     other_classes,
+    autopath,
+    autopath_zones,
 );
 
 #[test]

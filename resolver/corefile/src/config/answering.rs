@@ -90,6 +90,24 @@ pub struct Chaos {
     pub authors: Vec<String>,
 }
 
+/// `autopath [ZONE...] FILE|@kubernetes`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct AutoPath {
+    /// Names that may begin a walk; never empty. With `@kubernetes`, the cluster's domain.
+    pub zones: Vec<Name>,
+    /// What is walked along.
+    pub path: SearchPath,
+}
+
+/// The search list of clients.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum SearchPath {
+    /// That of a file, the same for all clients. At most 32 domains.
+    List(Vec<Name>),
+    /// A pod's: its namespace's, the services', the cluster's, then these, which are the node's.
+    Kubernetes(Vec<Name>),
+}
+
 /// `template CLASS TYPE [ZONE...] { ... }`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Template {

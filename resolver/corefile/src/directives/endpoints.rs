@@ -3,11 +3,11 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use super::{count, one, options, unknown_option};
-use crate::config::{Health, HttpAddr, ServerBlock};
+use super::{count, flag, one, options, unknown_option};
+use crate::config::{Health, HttpAddr, Ready, ServerBlock};
 use crate::context::{Context, Problem};
 use crate::parser::Directive;
-use crate::report::shown;
+use crate::report::{Diagnostic, shown};
 use crate::values::{duration, http_addr};
 
 const HEALTH_PORT: u16 = 8080;
@@ -35,33 +35,44 @@ pub(super) fn health(context: &mut Context<'_>, directive: &Directive, block: &m
     block.health = Some(health);
 }
 
-/// `ready [ADDR] { monitor until-ready }`; `continuously` is not supported.
+/// `ready [ADDR] { monitor until-ready|continuously }`.
 pub(super) fn ready(context: &mut Context<'_>, directive: &Directive, block: &mut ServerBlock) {
     let addr = address(context, directive, "ready [[HOST]:PORT]");
-    block.ready = Some(addr.unwrap_or(HttpAddr { host: None, port: READY_PORT }));
+    let mut until_ready = false;
     for option in options(context, directive, &[]) {
         if option.name.text != "monitor" {
             unknown_option(context, directive, option, &["monitor"], &[]);
             continue;
         }
-        let form = "monitor until-ready";
+        let form = "monitor until-ready|continuously";
         let Some(token) = one(context, option, form) else { continue };
-        let problem = match token.text.as_str() {
-            "until-ready" => continue,
-            "continuously" => Problem::new("`monitor continuously` is not supported by this version"),
-            other => Problem::new(format!("unknown way to monitor: {}", shown(other))),
-        };
-        context.problem(token.span, problem.help(format!("write `{form}`")));
+        match token.text.as_str() {
+            "until-ready" => until_ready = true,
+            "continuously" => until_ready = false,
+            other => {
+                let problem = Problem::new(format!("unknown way to monitor: {}", shown(other)));
+                context.problem(token.span, problem.help(format!("write `{form}`")));
+            }
+        }
     }
+    let addr = addr.unwrap_or(HttpAddr { host: None, port: READY_PORT });
+    block.ready = Some(Ready { addr, until_ready });
 }
 
-/// `prometheus [ADDR]`.
+/// `prometheus [ADDR] { runtime_metrics }`.
 pub(super) fn prometheus(context: &mut Context<'_>, directive: &Directive, block: &mut ServerBlock) {
     let addr = address(context, directive, "prometheus [[HOST]:PORT]");
     let default = HttpAddr { host: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), port: PROMETHEUS_PORT };
     block.prometheus = Some(addr.unwrap_or(default));
     for option in options(context, directive, &[]) {
-        unknown_option(context, directive, option, &[], &["runtime_metrics", "tls"]);
+        if option.name.text == "runtime_metrics" {
+            flag(context, option);
+            let message = "`runtime_metrics` is accepted and does nothing here";
+            let warning = Diagnostic::warning(option.name.span, message);
+            context.report(warning.help("these are metrics of Go's runtime, which is not here"));
+        } else {
+            unknown_option(context, directive, option, &["runtime_metrics"], &["tls"]);
+        }
     }
 }
 

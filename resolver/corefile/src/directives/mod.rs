@@ -4,11 +4,13 @@
 //! in silence, it is an error here. The order of directives does not matter, as in CoreDNS.
 
 mod answering;
+mod autopath;
 mod bind;
 mod cache;
 mod endpoints;
 mod forward;
 mod hosts;
+mod logging;
 mod notices;
 mod rewrite;
 mod small;
@@ -27,9 +29,10 @@ use crate::report::{Diagnostic, Span, shown};
 use crate::suggest::nearest;
 
 /// The directives that are supported.
-pub(crate) const SUPPORTED: [&str; 27] = [
+pub(crate) const SUPPORTED: [&str; 28] = [
     "acl",
     "any",
+    "autopath",
     "bind",
     "bufsize",
     "cache",
@@ -59,7 +62,7 @@ pub(crate) const SUPPORTED: [&str; 27] = [
 
 /// The other directives of CoreDNS 1.15.0 (`core/dnsserver/zdirectives.go`), with what to do where there is more to
 /// say than to remove the line.
-const UNSUPPORTED: [(&str, &str); 35] = [
+const UNSUPPORTED: [(&str, &str); 34] = [
     ("root", "write absolute paths instead"),
     ("metadata", ""),
     ("geoip", ""),
@@ -74,7 +77,6 @@ const UNSUPPORTED: [(&str, &str); 35] = [
     ("dnstap", ""),
     ("siit", ""),
     ("tsig", ""),
-    ("autopath", ""),
     ("header", ""),
     ("dnssec", ""),
     ("tls", ""),
@@ -140,11 +142,11 @@ pub(crate) fn read(context: &mut Context<'_>, directive: &Directive, draft: &mut
     match name {
         "bind" => bind::read(context, directive, draft, earlier.is_some()),
         "cache" => draft.block.cache = cache::read(context, directive),
-        "errors" => small::errors(context, directive, &mut draft.block),
+        "errors" => draft.block.errors = Some(logging::errors(context, directive)),
         "forward" => draft.block.forward.extend(forward::read(context, directive)),
         "health" => endpoints::health(context, directive, &mut draft.block),
         "hosts" => draft.block.hosts = hosts::read(context, directive),
-        "log" => small::log(context, directive, &mut draft.block),
+        "log" => draft.block.log.extend(logging::log(context, directive)),
         "loop" => small::detect_loop(context, directive, &mut draft.block),
         "prometheus" => endpoints::prometheus(context, directive, &mut draft.block),
         "ready" => endpoints::ready(context, directive, &mut draft.block),
@@ -152,6 +154,10 @@ pub(crate) fn read(context: &mut Context<'_>, directive: &Directive, draft: &mut
         "acl" => {
             let zones = zones_of(draft);
             draft.block.acl.push(answering::acl(context, directive, &zones));
+        }
+        "autopath" => {
+            let zones = zones_of(draft);
+            draft.block.autopath = autopath::read(context, directive, &zones);
         }
         "template" => {
             let zones = zones_of(draft);

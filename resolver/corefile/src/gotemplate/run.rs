@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Node, Operand, Pipeline, TemplateData};
+use super::{MessageData, Node, Operand, Pipeline, TemplateData};
 
 /// Longest text that one template makes, in bytes: a record cannot be longer.
 const MAX_OUTPUT: usize = 65_535;
@@ -23,6 +23,10 @@ enum Value {
     Map(std::collections::BTreeMap<String, String>),
     Data,
     Question,
+    /// The query's packet: its header, and its one question.
+    Message,
+    /// Questions of that packet.
+    Questions,
     /// A key that is not there.
     Nothing,
 }
@@ -119,6 +123,7 @@ impl Runner<'_> {
             Value::Map(items) => {
                 items.into_iter().map(|(key, item)| (Value::Text(key), Value::Text(item))).collect()
             }
+            Value::Questions => vec![(Value::Number(0), Value::Question)],
             other => return fails(format!("`range` cannot go over {other}")),
         };
         if items.is_empty() {
@@ -193,6 +198,12 @@ impl Runner<'_> {
             (Value::Data, "Type") => text(&data.rtype),
             (Value::Data, "Remote") => text(&data.remote),
             (Value::Data, "Question") => Value::Question,
+            (Value::Data, "Message") => Value::Message,
+            (Value::Message, "Question") => Value::Questions,
+            (Value::Message, name) => data
+                .message
+                .field(name)
+                .map_or_else(|| fails(format!("a message has no field {name}")), Ok)?,
             // Without the directive `metadata` there is none, and CoreDNS says nothing either.
             (Value::Data, "Meta") => Value::Text(String::new()),
             (Value::Question, "Name") => text(&data.question),
@@ -200,6 +211,23 @@ impl Runner<'_> {
             (Value::Question, "Qclass") => Value::Number(i128::from(data.qclass)),
             (Value::Map(map), key) => map.get(key).map_or(Value::Nothing, text),
             (value, name) => return fails(format!("{value} has no field {name}")),
+        })
+    }
+}
+
+impl MessageData {
+    /// Of Go's `dns.MsgHdr`, as it stands in a query.
+    fn field(&self, name: &str) -> Option<Value> {
+        Some(match name {
+            "Id" => Value::Number(i128::from(self.id)),
+            "Opcode" | "Rcode" => Value::Number(0),
+            "RecursionDesired" => Value::Bool(self.recursion_desired),
+            "AuthenticatedData" => Value::Bool(self.authentic_data),
+            "CheckingDisabled" => Value::Bool(self.checking_disabled),
+            "Response" | "Authoritative" | "Truncated" | "RecursionAvailable" | "Zero" | "Compress" => {
+                Value::Bool(false)
+            }
+            _ => return None,
         })
     }
 }
@@ -240,6 +268,7 @@ fn call(name: &str, arguments: &[Value]) -> Result<Value, TemplateError> {
                 Value::Text(text) => text.len(),
                 Value::List(list) => list.len(),
                 Value::Map(map) => map.len(),
+                Value::Questions => 1,
                 _ => return wrong(),
             };
             Ok(Value::Number(i128::try_from(length).unwrap_or_default()))
@@ -253,6 +282,8 @@ fn call(name: &str, arguments: &[Value]) -> Result<Value, TemplateError> {
                         |item| Ok(Value::Text(item.clone())),
                     )
                 }
+                (Value::Questions, Value::Number(0)) => Ok(Value::Question),
+                (Value::Questions, Value::Number(index)) => fails(format!("there is no item {index}")),
                 (Value::Map(map), Value::Text(key)) => {
                     Ok(Value::Text(map.get(key).cloned().unwrap_or_default()))
                 }
@@ -362,7 +393,7 @@ impl Value {
             Self::Bool(value) => *value,
             Self::List(list) => !list.is_empty(),
             Self::Map(map) => !map.is_empty(),
-            Self::Data | Self::Question => true,
+            Self::Data | Self::Question | Self::Message | Self::Questions => true,
             Self::Nothing => false,
         }
     }
@@ -390,6 +421,8 @@ impl fmt::Display for Value {
             }
             Self::Data => f.write_str("the data"),
             Self::Question => f.write_str("the question"),
+            Self::Message => f.write_str("the message"),
+            Self::Questions => f.write_str("the questions"),
             Self::Nothing => f.write_str("<no value>"),
         }
     }

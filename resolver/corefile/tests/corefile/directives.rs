@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use crate::world::{World, block, findings, messages};
+use nodestub_corefile::config::answering::SearchPath;
+use nodestub_corefile::config::logging::{ErrorLevel, LogClasses, LogFormat};
 use nodestub_corefile::config::{
-    BindTarget, Cache, CacheClass, Forward, Health, HostsEntry, HttpAddr, Policy, Reload, ServeStale,
+    BindTarget, Cache, CacheClass, Forward, Health, HostsEntry, HttpAddr, Policy, Ready, Reload, ServeStale,
     Transport, Upstream,
 };
 use nodestub_wire::Name;
@@ -335,13 +337,15 @@ fn endpoints_have_the_defaults_of_coredns() {
     let addr = |host: Option<&str>, port| HttpAddr { host: host.map(|host| host.parse().unwrap()), port };
     let found = block("health\nready\nprometheus");
     assert_eq!(found.health, Some(Health { addr: addr(None, 8080), lameduck: Duration::ZERO }));
-    assert_eq!(found.ready, Some(addr(None, 8181)));
+    assert_eq!(found.ready, Some(Ready { addr: addr(None, 8181), until_ready: false }));
     assert_eq!(found.prometheus, Some(addr(Some("127.0.0.1"), 9153)));
     let found = block(
         "health localhost:1234 {\n lameduck 4s\n}\nready [::1]:1 {\n monitor until-ready\n}\nprometheus :9253",
     );
     assert_eq!(found.health, Some(Health { addr: addr(Some("127.0.0.1"), 1234), lameduck: seconds(4) }));
-    assert_eq!(found.ready, Some(addr(Some("::1"), 1)));
+    assert_eq!(found.ready, Some(Ready { addr: addr(Some("::1"), 1), until_ready: true }));
+    let continuously = "ready {\n monitor continuously\n}\nprometheus {\n runtime_metrics\n}";
+    assert!(!block(continuously).ready.unwrap().until_ready);
     assert_eq!(found.prometheus, Some(addr(None, 9253)));
     rejects(&[
         "health bla",
@@ -352,12 +356,11 @@ fn endpoints_have_the_defaults_of_coredns() {
         "health {\n lameduck\n}",
         "health {\n lamedudk 4s\n}",
         "ready 8181",
-        "ready {\n monitor continuously\n}",
+        "ready {\n monitor sometimes\n}",
         "ready {\n monitor\n}",
         "ready\nready",
         "prometheus 9253",
         "prometheus\nprometheus",
-        "prometheus {\n runtime_metrics\n}",
         "prometheus {\n tls /etc/tls.yaml\n}",
     ]);
     assert!(finding("health\nhealth :1").starts_with("3:1 `health` stands twice"));
@@ -365,29 +368,65 @@ fn endpoints_have_the_defaults_of_coredns() {
 
 #[test]
 fn log_and_errors_and_loop_read_their_few_words() {
-    assert_eq!(block("log").log.unwrap().names, [Name::root()]);
-    assert_eq!(
-        block("log a b {common} {\n class all\n}\nlog c a").log.unwrap().names,
-        names(&["a", "b", "c"])
-    );
+    let rules = |text: &str| block(text).log;
+    let names_of = |text: &str| rules(text).into_iter().map(|rule| rule.name).collect::<Vec<_>>();
+    assert_eq!(names_of("log"), [Name::root()]);
+    assert_eq!(names_of("log a b {common} {\n class all\n}\nlog c a"), names(&["a", "b", "c", "a"]));
+    let found = rules("log . {combined} {\n class denial\n class error\n}\nlog a.test \"{rcode}\"");
+    assert_eq!(found[0].classes, LogClasses { success: false, denial: true, error: true });
+    assert_eq!(found[0].format, LogFormat::read("{combined}"));
+    assert_eq!((found[1].format.clone(), found[1].classes), (LogFormat::read("{rcode}"), LogClasses::ALL));
+    assert_eq!(rules("log {\n class success all\n}")[0].classes, LogClasses::ALL);
     let found = block("errors stdout\nloop");
-    assert!(found.errors && found.detect_loop);
+    assert!(found.errors.is_some() && found.detect_loop);
+    let found = block(
+        "errors {\n stacktrace\n consolidate 5m \".* timeout$\" warning show_first\n consolidate 30s ^x\n}",
+    );
+    let [first, second] = found.errors.unwrap().consolidate.try_into().unwrap();
+    assert_eq!((first.period, first.level, first.show_first), (seconds(300), ErrorLevel::Warning, true));
+    assert_eq!(second.pattern.as_str(), "^x");
+    assert_eq!((second.period, second.level, second.show_first), (seconds(30), ErrorLevel::Error, false));
     rejects(&[
-        "log . {combined}",
-        "log . \"{remote} {rcode}\"",
+        "log . {\n class denial\n class nothing\n}",
         "log {combined}",
-        "log {\n class denial\n}",
         "log {\n class everything\n}",
         "log {\n class\n}",
         "log {\n level info\n}",
         "errors /var/log/errors",
         "errors stdout stdout",
-        "errors {\n consolidate 5m \".* timeout$\" warning\n}",
-        "errors {\n stacktrace\n}",
+        "errors {\n consolidate 5m\n}",
+        "errors {\n consolidate x timeout\n}",
+        "errors {\n consolidate 5m (\n}",
+        "errors {\n consolidate 5m a loud\n}",
+        "errors {\n consolidate 5m a warning info\n}",
+        "errors {\n consolidate 5m a show_first warning\n}",
+        "errors {\n stacktrace x\n}",
+        "errors {\n stack\n}",
         "errors\nerrors",
         "loop 5",
         "loop {\n x\n}",
         "loop\nloop",
+    ]);
+}
+
+#[test]
+fn autopath_takes_the_search_list_of_a_file_or_of_the_cluster() {
+    let world = World::new()
+        .file("/etc/search", "search a.test b.test\nsearch c.test d\n")
+        .file("/etc/resolv.conf", "search corp.example\n");
+    let read = |text: &str| world.parse(text).unwrap().config.blocks[0].autopath.clone().unwrap();
+    let found = read("x.test y.test {\n autopath /etc/search\n}");
+    assert_eq!(found.zones, names(&["x.test", "y.test"]));
+    assert_eq!(found.path, SearchPath::List(names(&["c.test", "d"])));
+    let found = read(". {\n autopath cluster.local @kubernetes\n}");
+    assert_eq!(found.zones, names(&["cluster.local"]));
+    assert_eq!(found.path, SearchPath::Kubernetes(names(&["corp.example"])));
+    rejects(&[
+        "autopath",
+        "autopath /etc/nothing",
+        "autopath @etcd",
+        "autopath @kubernetes\nautopath @kubernetes",
+        "autopath a..b /etc/resolv.conf",
     ]);
 }
 

@@ -40,7 +40,7 @@ fn reads_the_unmodified_corefile_without_a_warning() {
                 BindTarget::Addr("10.96.0.10".parse().unwrap())
             ]
         );
-        assert!(block.errors && block.detect_loop && block.log.is_none() && block.hosts.is_none());
+        assert!(block.errors.is_some() && block.detect_loop && block.log.is_empty() && block.hosts.is_none());
         assert_eq!(block.prometheus, Some(HttpAddr { host: None, port: 9253 }));
         assert_eq!(
             block.reload,
