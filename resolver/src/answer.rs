@@ -127,8 +127,8 @@ pub fn answer<'a>(context: &Context<'a>, buffer: &mut [u8], length: usize) -> Ou
                 allowed: chain.is_some_and(|chain| chain.acl.is_some()),
             })
         }
-        // A reply that is too long for the buffer, a denial that begins a search, one whose order takes more than a swap, an answer that is not there,
-        // and one that cannot be had without waiting are all the slow side's.
+        // A reply that is too long for the buffer, a denial that begins a search, one whose order takes more than a swap,
+        // an answer that is not there, and one that cannot be had without waiting are all the slow side's.
         Probe::Hit(None) | Probe::Miss | Probe::Busy => Outcome::Miss(query, route),
     }
 }
