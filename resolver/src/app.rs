@@ -12,7 +12,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -63,6 +63,9 @@ const STOP_LIMIT: Duration = Duration::from_secs(35);
 
 /// How long the start waits for address and rules: they take milliseconds, and a second on a slow machine.
 const SET_UP_LIMIT: Duration = Duration::from_secs(15);
+
+/// How often one looks for the addresses after that.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// How often the Corefile is looked at with `-reloadwithsignal` (node-cache's `syncInterval` of files).
 const TEMPLATE_INTERVAL: Duration = Duration::from_secs(10);
@@ -130,9 +133,11 @@ pub async fn serve(arguments: &Serve, mut signals: Signals) -> Result<(), StartE
             "-skipteardown=false: the address and the rules stay at the end all the same, so that DNS goes on"
         );
     }
+    let ours = wish.iter().filter(|wish| wish.parts.addresses);
+    let addresses: Vec<IpAddr> = ours.flat_map(|wish| wish.desired.addresses().to_vec()).collect();
     let node = Node::new(wish);
     let of_node = OfNode { errors: node.errors(), proof: node.proof(), rules: node.follow_rules() };
-    let set_up = set_up(node, at_start.clone(), &of_node.errors).await?;
+    let set_up = set_up(node, &addresses, at_start.clone(), &of_node.errors).await?;
     let tls = Tls::new(&arguments.metrics_tls).map_err(StartError::Tls)?;
     let may_wait = surroundings.has_folder();
     let mut known = surroundings.follow();
@@ -191,9 +196,10 @@ struct OfNode {
 }
 
 /// Sets the node up, and waits for it as long as [`SET_UP_LIMIT`]: netlink waits for whoever has the kernel's lock. What takes
-/// longer goes on by itself.
+/// longer goes on by itself; but before the addresses are there, nothing could be served at them.
 async fn set_up(
     node: Node,
+    addresses: &[IpAddr],
     known: Known,
     errors: &SetupErrors,
 ) -> Result<JoinHandle<io::Result<Node>>, StartError> {
@@ -206,13 +212,22 @@ async fn set_up(
             errors.interface_add.add(1);
             tracing::error!(
                 limit = ?SET_UP_LIMIT,
-                "the kernel does not answer about the address and the rules (netlink waits): going on with what is there; they \
-                 are set up when it answers. On the node, look for a process that hangs in rtnetlink or nftables: \
+                "the kernel does not answer about the address and the rules (netlink waits): going on as soon as the \
+                 addresses are there; what is missing is set up when it answers. On the node, look for a process that hangs in rtnetlink or nftables: \
                  `ps -eo pid,wchan:32,comm | grep -E 'rtnl|netlink|nf'`"
             );
+            while !done.is_finished() && !addresses.iter().all(|address| is_there(*address)) {
+                tokio::time::sleep(LOOK).await;
+            }
             Ok(done)
         }
     }
+}
+
+/// Whether a device has the address. A socket sees that, for netlink is what does not answer. Any other trouble is met, and
+/// told, where the address is bound in earnest.
+fn is_there(address: IpAddr) -> bool {
+    !matches!(UdpSocket::bind((address, 0)), Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable)
 }
 
 /// What a Corefile has become, and for what machine.

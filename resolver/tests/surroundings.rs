@@ -39,10 +39,15 @@ struct Node {
 
 impl Node {
     fn new() -> Self {
+        Self::with(&[KUBE_DNS, UPSTREAM[0], UPSTREAM[1], SITE_DNS], COREFILE)
+    }
+
+    /// A node with a server on each of these addresses.
+    fn with(addresses: &[&'static str], corefile: &str) -> Self {
         let net = Netns::new().unwrap();
         let service = Arc::new(Mutex::new(None));
         let mut servers = Vec::new();
-        for address in [KUBE_DNS, UPSTREAM[0], UPSTREAM[1], SITE_DNS] {
+        for &address in addresses {
             net.add_address("lo", ip(address), 32).unwrap();
             let here = Arc::clone(&service);
             let behaviour = move |query: &[u8], transport| {
@@ -53,7 +58,7 @@ impl Node {
             servers.push(upstream_in(&net, &format!("{address}:53"), behaviour));
         }
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("Corefile"), COREFILE).unwrap();
+        std::fs::write(folder.path().join("Corefile"), corefile).unwrap();
         Self { net, folder, service, _servers: servers }
     }
 
@@ -78,9 +83,13 @@ impl Node {
     }
 
     fn command(&self) -> Command {
+        self.command_on(LOCAL)
+    }
+
+    fn command_on(&self, local: &str) -> Command {
         let mut command = common::resolver(&self.folder.path().join("Corefile"));
         command
-            .args(["-localip", LOCAL, "-upstreamsvc", "kube-dns-upstream", "--facts-folder"])
+            .args(["-localip", local, "-upstreamsvc", "kube-dns-upstream", "--facts-folder"])
             .arg(self.facts());
         for variable in ["KUBE_DNS_SERVICE_HOST", "KUBE_DNS_UPSTREAM_SERVICE_HOST", "NODESTUB_FALLBACK"] {
             command.env_remove(variable);
@@ -243,4 +252,32 @@ fn waits_for_the_domain_where_the_folder_may_come_to_say_it_and_fails_where_ther
     node.write_facts("2", &[("cluster-dns", UPSTREAM[0]), ("cluster-domain", "cluster.local")]);
     node.wait_for_upstream(UPSTREAM[0], &daemon);
     daemon.terminate(HANG).unwrap();
+}
+
+#[test]
+fn chains_of_others_are_judged_by_what_the_rules_are_for_now_and_not_at_the_start() {
+    if !can_make_namespaces("chains_of_others_are_judged_by_what_the_rules_are_for_now_and_not_at_the_start")
+    {
+        return;
+    }
+    let corefile = ". {\n bind 169.254.20.10 10.96.0.10\n forward . 10.5.5.5\n ready 127.0.0.1:8181\n}\n";
+    let node = Node::with(&[SITE_DNS], corefile);
+    // The host's queries to a Service's address are kube-proxy's; those to any other local address are ours.
+    let mut guard = Command::new("nft");
+    guard.arg(format!(
+        "table inet guard {{ chain output {{ type filter hook output priority 0; ip daddr {KUBE_DNS} tcp dport 53 drop; }}; }}"
+    ));
+    assert!(node.net.output(guard).unwrap().status.success());
+    std::fs::create_dir(node.facts()).unwrap();
+    let mut command = node.command_on("169.254.20.10,10.96.0.10");
+    // No look would come in time by itself.
+    command.args(["--cluster-domain", "cluster.local", "-syncinterval", "1h"]);
+    let daemon = node.start(command);
+    let is_named = || node.ready().1.contains("chain output of table inet guard drops queries of the host");
+    node.wait_until("named", &daemon, is_named);
+
+    node.write_facts("1", &[("cluster-dns", KUBE_DNS)]);
+    node.wait_until("gone, for the address is a Service's", &daemon, || !is_named());
+    node.write_facts("2", &[("cluster-dns", UPSTREAM[0])]);
+    node.wait_until("named again, for it is one no more", &daemon, is_named);
 }

@@ -223,6 +223,25 @@ fn serves_at_an_address_that_is_there_while_netlink_hangs_from_the_start_and_set
     assert!(daemon.terminate(HANG).unwrap().success());
 }
 
+#[test]
+fn waits_for_its_address_where_netlink_hangs_from_the_start_and_none_is_there() {
+    if !can_run("waits_for_its_address_where_netlink_hangs_from_the_start_and_none_is_there", &["cc"]) {
+        return;
+    }
+    let node = Node::new(COREFILE);
+    let mut command = node.command();
+    let hangs = with_hanging_netlink(&node, &mut command);
+    std::fs::write(&hangs, "").unwrap();
+    let daemon = node.net.spawn(command).unwrap();
+    wait(&daemon, "the kernel does not answer about the address and the rules");
+    // In this time it would bind, and fail, if it did not wait.
+    std::thread::sleep(Duration::from_secs(2));
+    std::fs::remove_file(&hangs).unwrap();
+    wait(&daemon, "the node is set up");
+    wait(&daemon, "serving DNS");
+    node.answers();
+}
+
 /// A daemon that serves, and whose log has no room for another line: whoever writes one waits for ever.
 fn with_a_full_log(node: &Node) -> (Daemon, std::fs::File) {
     assert!(Command::new("mkfifo").arg(node.path("log")).status().unwrap().success());
