@@ -7,6 +7,7 @@
 
 pub mod answering;
 pub mod rewriting;
+pub mod tls;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ use nodestub_wire::Name;
 
 use answering::{Acl, Chaos, Dns64, LoadBalance, Local, Template};
 use rewriting::RewriteRule;
+use tls::ForwardTls;
 
 /// A whole Corefile, in the order of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -195,6 +197,17 @@ pub struct Forward {
     pub health_check: Duration,
     /// `expire`: how long an unused connection is kept. Default 10 s.
     pub expire: Duration,
+    /// `max_age`: how long a connection is used at all. Default `None`: for as long as it is in use.
+    pub max_age: Option<Duration>,
+    /// `max_idle_conns`: most connections that are kept, and most UDP sockets, for each upstream. Default `None`: our own
+    /// bounds.
+    pub max_idle: Option<u32>,
+    /// `source_address`: where questions come from. Default `None`: the kernel's choice.
+    pub source_address: Option<IpAddr>,
+    /// `tls`: for upstreams over TLS.
+    pub tls: ForwardTls,
+    /// `tls_servername`: what their certificates must be for. Default `None`: their IP address.
+    pub tls_server_name: Option<String>,
     /// `max_concurrent`: queries under way above which more are REFUSED. Default `None`: no limit of the Corefile's.
     pub max_concurrent: Option<u32>,
     /// `max_connect_attempts`: failed tries before a question is given up. Default `None`: two for each upstream; 0: no
@@ -221,6 +234,13 @@ pub struct Forward {
 pub enum Upstream {
     /// A server; port 53 where none is given.
     Addr(SocketAddr),
+    /// `tls://ADDRESS[%NAME]`: a server over TLS; port 853 where none is given.
+    Tls {
+        /// Where it is.
+        address: SocketAddr,
+        /// What its certificate must be for. `None`: what `tls_servername` says.
+        server_name: Option<String>,
+    },
     /// A file in the format of resolv.conf; its `nameserver` lines are meant. Read when the file is loaded.
     ResolvConf(PathBuf),
     /// The cluster DNS, whose address is not known yet: nobody to ask.

@@ -313,15 +313,12 @@ fn forward(page: &mut Page, tables: &Tables) {
     ] {
         page.family(name, "counter", help);
         for (to, same) in &upstreams {
-            for protocol in Protocol::ALL {
-                let count =
-                    same.iter().filter_map(|upstream| upstream.connections().get(protocol as usize).copied());
-                let count: u64 = count.map(|(hits, misses)| if place == 0 { hits } else { misses }).sum();
-                page.sample(
-                    name,
-                    &[("proxy_name", &"forward"), ("to", to), ("proto", &protocol.label())],
-                    count,
-                );
+            let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
+            for (protocol, hits, misses) in same.iter().flat_map(|upstream| upstream.connections()) {
+                *counts.entry(protocol).or_default() += if place == 0 { hits } else { misses };
+            }
+            for (protocol, count) in counts {
+                page.sample(name, &[("proxy_name", &"forward"), ("to", to), ("proto", &protocol)], count);
             }
         }
     }
