@@ -90,7 +90,11 @@ pub fn answer<'a>(context: &Context<'a>, buffer: &mut [u8], length: usize) -> Ou
     let balance = chain.and_then(|chain| chain.balance.as_ref());
     let limit = size_limit(&query, context.protocol);
     let key = cache_key(&query, &route.block);
-    let probe = context.cache.probe(&key, context.now, |hit: Hit<'_>| {
+    let use_hit = |hit: Hit<'_>| {
+        if hit.refresh {
+            // `prefetch`: somebody has to ask, and answers this one too.
+            return None;
+        }
         let ttl = if policy.keep_ttl { hit.ttl } else { hit.ttl_left };
         let length = hit.answer.write(buffer, &query, Some(ttl), limit)?;
         if let Some(balance) = balance
@@ -105,7 +109,11 @@ pub fn answer<'a>(context: &Context<'a>, buffer: &mut [u8], length: usize) -> Ou
             }
         }
         Some((length, hit.answer.rcode, hit.kind))
-    });
+    };
+    let probe = match &policy.prefetch {
+        None => context.cache.probe(&key, context.now, use_hit),
+        Some(prefetch) => context.cache.probe_popular(&key, context.now, prefetch, use_hit),
+    };
     match probe {
         Probe::Hit(Some((reply_length, rcode, kind))) => {
             let observation = observation(context, &query, length, reply_length, rcode, Source::Cache);

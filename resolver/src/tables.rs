@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use nodestub_cache::{Bounds, Limits};
+use nodestub_cache::{Bounds, Limits, Popularity};
 use nodestub_corefile::config::{
     BindTarget, Cache, Config, Forward, Hosts, HttpAddr, Reload, ServeStale, ServerBlock, Timeouts, Upstream,
 };
@@ -135,6 +135,10 @@ pub struct CachePolicy {
     pub keep_ttl: bool,
     /// `serve_stale`.
     pub stale: Option<ServeStale>,
+    /// `serve_stale_policy prefer_positive`.
+    pub prefer_positive: bool,
+    /// `prefetch`.
+    pub prefetch: Option<Popularity>,
     zones: Vec<Name>,
     disable_success: Vec<Name>,
     disable_denial: Vec<Name>,
@@ -409,6 +413,12 @@ impl CachePolicy {
             capacities: [cache.success.capacity, cache.denial.capacity],
             keep_ttl: cache.keep_ttl,
             stale: cache.serve_stale.clone(),
+            prefer_positive: cache.prefer_positive,
+            prefetch: cache.prefetch.as_ref().map(|prefetch| Popularity {
+                amount: u16::try_from(prefetch.amount).unwrap_or(u16::MAX),
+                within: u64::try_from(prefetch.within.as_millis()).unwrap_or(u64::MAX),
+                percentage: prefetch.percentage,
+            }),
             zones: cache.zones.clone(),
             disable_success: cache.disable_success.clone(),
             disable_denial: cache.disable_denial.clone(),

@@ -138,6 +138,22 @@ pub struct Cache {
     pub disable_denial: Vec<Name>,
     /// `serve_stale`: what has expired is given when nothing better is to be had (RFC 8767). Default `None`.
     pub serve_stale: Option<ServeStale>,
+    /// `serve_stale_policy prefer_positive`: an answer with data stays in its place for as long as it may be served,
+    /// whatever but another one comes. Default no.
+    pub prefer_positive: bool,
+    /// `prefetch`: what is asked often is asked for again before it ends. Default `None`.
+    pub prefetch: Option<Prefetch>,
+}
+
+/// `prefetch AMOUNT [DURATION [PERCENTAGE%]]`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Prefetch {
+    /// Hits from which on; at least 1.
+    pub amount: u32,
+    /// The longest time between two hits. Default 1 min.
+    pub within: Duration,
+    /// The last part of the TTL in which it is done, in percent. Default 10; 10 to 90.
+    pub percentage: u8,
 }
 
 /// `serve_stale [DURATION] [immediate [TTL [RECHECK]] | verify [TIMEOUT [TTL [RECHECK]]]]`.

@@ -5,8 +5,8 @@ use std::time::Duration;
 use crate::world::{World, block, findings, messages};
 use nodestub_corefile::config::tls::{ForwardTls, KeyPair};
 use nodestub_corefile::config::{
-    BindTarget, Cache, CacheClass, Forward, Health, HostsEntry, HttpAddr, Policy, Reload, ServeStale,
-    Transport, Upstream,
+    BindTarget, Cache, CacheClass, Forward, Health, HostsEntry, HttpAddr, Policy, Prefetch, Reload,
+    ServeStale, Transport, Upstream,
 };
 use nodestub_wire::Name;
 
@@ -75,6 +75,8 @@ fn cache_has_the_defaults_of_coredns() {
         disable_success: vec![],
         disable_denial: vec![],
         serve_stale: None,
+        prefer_positive: false,
+        prefetch: None,
     };
     assert_eq!(block("cache").cache, Some(default.clone()));
     assert_eq!(block("cache {\n}").cache, Some(default.clone()));
@@ -102,6 +104,8 @@ fn cache_reads_its_options() {
             disable_success: vec![Name::root()],
             disable_denial: names(&["a", "b"]),
             serve_stale: None,
+            prefer_positive: false,
+            prefetch: None,
         })
     );
     assert_eq!(block("cache {\n servfail 0\n}").cache.unwrap().servfail, Duration::ZERO);
@@ -132,13 +136,36 @@ fn cache_rejects_what_is_out_of_bounds() {
         "cache {\n positive 5\n}",
         "cache\ncache",
     ]);
-    for option in ["prefetch 5", "serve_stale_policy prefer_positive"] {
-        assert!(finding(&format!("cache {{\n {option}\n}}")).ends_with("is not supported by this version"));
-    }
     assert_eq!(
         finding("cache {\n success 1024\n success 2048\n}"),
         "4:2 `success` stands twice; the last one counts"
     );
+}
+
+#[test]
+fn cache_reads_what_is_refreshed_before_it_ends() {
+    let prefetch = |text: &str| block(&format!("cache {{\n {text}\n}}")).cache.unwrap().prefetch;
+    let expected =
+        |amount, within, percentage| Some(Prefetch { amount, within: seconds(within), percentage });
+    assert_eq!(prefetch("prefetch 5"), expected(5, 60, 10));
+    assert_eq!(prefetch("prefetch 5 2m"), expected(5, 120, 10));
+    assert_eq!(prefetch("prefetch 5 2m 90%"), expected(5, 120, 90));
+    assert_eq!(prefetch("prefetch 0"), None);
+    let found = block("cache {\n serve_stale\n serve_stale_policy prefer_positive\n}").cache.unwrap();
+    assert!(found.prefer_positive && found.serve_stale.is_some());
+    rejects(&[
+        "cache {\n prefetch\n}",
+        "cache {\n prefetch -1\n}",
+        "cache {\n prefetch many\n}",
+        "cache {\n prefetch 5 1\n}",
+        "cache {\n prefetch 5 1m 20\n}",
+        "cache {\n prefetch 5 1m 9%\n}",
+        "cache {\n prefetch 5 1m 91%\n}",
+        "cache {\n prefetch 5 1m 20% x\n}",
+        "cache {\n serve_stale_policy prefer_positive\n}",
+        "cache {\n serve_stale\n serve_stale_policy prefer_negative\n}",
+        "cache {\n serve_stale\n serve_stale_policy\n}",
+    ]);
 }
 
 #[test]
