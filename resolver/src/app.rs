@@ -45,7 +45,7 @@ use crate::obstacles::{self, Obstacles};
 use crate::privileges;
 use crate::proof::Proof;
 use crate::query_log::QueryLog;
-use crate::resolve::Resolver;
+use crate::resolve::{Prefetches, Resolver};
 use crate::service::{self, Word};
 use crate::signals::{Order, Signals};
 use crate::sources::{self, Sources};
@@ -523,6 +523,7 @@ fn new_resolver(arguments: &Serve) -> io::Result<Resolver> {
         panics: Counter::default(),
         plugin_counters: PluginCounters::default(),
         rechecks: Arc::default(),
+        prefetches: Prefetches::default(),
     })
 }
 

@@ -9,6 +9,7 @@
 //! counted.
 
 mod course;
+mod prefetch;
 mod rechecks;
 mod shelf;
 
@@ -32,6 +33,7 @@ use crate::query_log::{self, QueryLog};
 use crate::tables::{Route, Tables};
 use crate::watchdog::SecretLabel;
 use course::Scope;
+pub use prefetch::Prefetches;
 pub use rechecks::Rechecks;
 
 /// What all queries share.
@@ -55,6 +57,8 @@ pub struct Resolver {
     pub plugin_counters: PluginCounters,
     /// Questions that are not asked again yet.
     pub rechecks: Arc<Rechecks>,
+    /// Answers that are asked for again before they end.
+    pub prefetches: Prefetches,
 }
 
 /// What makes two misses one question: the block, what is asked, and the transport towards the upstream.

@@ -16,16 +16,17 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use nodestub_cache::{Bounds, Limits};
+use nodestub_cache::{Bounds, Limits, Popularity};
 use nodestub_corefile::config::{
     BindTarget, Cache, Config, Forward, Hosts, HttpAddr, Reload, ServeStale, ServerBlock, Timeouts, Upstream,
 };
 use nodestub_corefile::nameservers;
 use nodestub_wire::{MAX_LABELS, Name, rtype};
+use rustls::pki_types::ServerName;
 
 use crate::chain::Chain;
 use crate::error_log::ErrorLog;
-use crate::forward::Forwarder;
+use crate::forward::{Forwarder, Material, Server, TlsError};
 use crate::local::hosts::HostsTable;
 use crate::local::template::Templates;
 use crate::metrics::{DROPPED, RouteCounters};
@@ -141,6 +142,10 @@ pub struct CachePolicy {
     pub keep_ttl: bool,
     /// `serve_stale`.
     pub stale: Option<ServeStale>,
+    /// `serve_stale_policy prefer_positive`.
+    pub prefer_positive: bool,
+    /// `prefetch`.
+    pub prefetch: Option<Popularity>,
     zones: Vec<Name>,
     disable_success: Vec<Name>,
     disable_denial: Vec<Name>,
@@ -157,6 +162,8 @@ pub enum CompileError {
     ResolvConf(PathBuf, std::io::Error),
     /// A `forward` has no upstream once its files are read.
     NoUpstream(Name),
+    /// Upstreams over TLS cannot be asked.
+    Tls(Name, TlsError),
     /// A `forward` has too many.
     TooManyUpstreams(Name, usize),
     /// Two blocks serve the same zone on the same address.
@@ -169,7 +176,7 @@ pub struct Workshop {
     workers: usize,
     metrics_address: Option<SocketAddr>,
     counters: HashMap<(String, String), Arc<RouteCounters>>,
-    forwarders: Vec<(Forward, Vec<SocketAddr>, Weak<Forwarder>)>,
+    forwarders: Vec<(Forward, Vec<Server>, Option<Material>, Weak<Forwarder>)>,
     hosts: Vec<(Hosts, Weak<HostsTable>)>,
 }
 
@@ -264,7 +271,10 @@ impl Workshop {
         // What changes what is kept, or how it is packed. What is done around the cache alone does not.
         (&block.template, block.minimal, block.whoami, block.load_balance.is_some(), &block.rewrite)
             .hash(&mut meaning);
-        let forwarders = block.forward.iter().zip(&upstreams).map(|(config, to)| self.forwarder(config, to));
+        let mut forwarders = Vec::with_capacity(block.forward.len());
+        for (config, to) in block.forward.iter().zip(&upstreams) {
+            forwarders.push(self.forwarder(config, to)?);
+        }
         Ok(Block {
             id: meaning.finish(),
             templates: (!block.template.is_empty()).then(|| Templates::new(&block.template)),
@@ -272,7 +282,7 @@ impl Workshop {
             minimal: block.minimal,
             whoami: block.whoami,
             bufsize: block.bufsize.unwrap_or(u16::MAX),
-            forwarders: forwarders.collect(),
+            forwarders,
             cache: block.cache.as_ref().map(CachePolicy::new),
             hosts: block.hosts.as_ref().map(|config| self.hosts(config)),
             detect_loop: block.detect_loop,
@@ -289,15 +299,22 @@ impl Workshop {
         Arc::clone(self.counters.entry(key).or_insert_with(new))
     }
 
-    fn forwarder(&mut self, config: &Forward, to: &[SocketAddr]) -> Arc<Forwarder> {
-        self.forwarders.retain(|(_, _, forwarder)| forwarder.strong_count() > 0);
-        let known = self.forwarders.iter().find(|(other, addresses, _)| other == config && addresses == to);
-        if let Some(forwarder) = known.and_then(|(_, _, forwarder)| forwarder.upgrade()) {
-            return forwarder;
+    fn forwarder(&mut self, config: &Forward, to: &[Server]) -> Result<Arc<Forwarder>, CompileError> {
+        let refused = |error| CompileError::Tls(config.from.clone(), error);
+        let by_tls = to.iter().any(|server| server.by_tls.is_some());
+        let material = by_tls.then(|| Material::read(&config.tls)).transpose().map_err(refused)?;
+        self.forwarders.retain(|(_, _, _, forwarder)| forwarder.strong_count() > 0);
+        let known = self
+            .forwarders
+            .iter()
+            .find(|(other, servers, with, _)| other == config && servers == to && *with == material);
+        if let Some(forwarder) = known.and_then(|(_, _, _, forwarder)| forwarder.upgrade()) {
+            return Ok(forwarder);
         }
-        let forwarder = Arc::new(Forwarder::new(config, to));
-        self.forwarders.push((config.clone(), to.to_vec(), Arc::downgrade(&forwarder)));
-        forwarder
+        let tls = material.as_ref().map(Material::configure).transpose().map_err(refused)?;
+        let forwarder = Arc::new(Forwarder::new(config, to, tls.as_ref()));
+        self.forwarders.push((config.clone(), to.to_vec(), material, Arc::downgrade(&forwarder)));
+        Ok(forwarder)
     }
 
     fn hosts(&mut self, config: &Hosts) -> Arc<HostsTable> {
@@ -412,6 +429,12 @@ impl CachePolicy {
             capacities: [cache.success.capacity, cache.denial.capacity],
             keep_ttl: cache.keep_ttl,
             stale: cache.serve_stale.clone(),
+            prefer_positive: cache.prefer_positive,
+            prefetch: cache.prefetch.as_ref().map(|prefetch| Popularity {
+                amount: u16::try_from(prefetch.amount).unwrap_or(u16::MAX),
+                within: u64::try_from(prefetch.within.as_millis()).unwrap_or(u64::MAX),
+                percentage: prefetch.percentage,
+            }),
             zones: cache.zones.clone(),
             disable_success: cache.disable_success.clone(),
             disable_denial: cache.disable_denial.clone(),
@@ -501,23 +524,32 @@ fn device_addresses(device: &str) -> std::io::Result<BTreeSet<IpAddr>> {
     Ok(all.filter_map(ip).collect())
 }
 
-fn read_upstreams(forward: &Forward) -> Result<Vec<SocketAddr>, CompileError> {
-    let mut addresses = Vec::new();
+fn read_upstreams(forward: &Forward) -> Result<Vec<Server>, CompileError> {
+    let mut servers = Vec::new();
     for upstream in &forward.to {
         match upstream {
-            Upstream::Addr(address) => addresses.push(*address),
+            Upstream::Addr(address) => servers.push(Server::plain(*address)),
+            Upstream::Tls { address, server_name } => {
+                let named = server_name.as_ref().or(forward.tls_server_name.as_ref());
+                let name = match named {
+                    Some(name) => ServerName::try_from(name.clone())
+                        .map_err(|_| CompileError::Tls(forward.from.clone(), TlsError::Name(name.clone())))?,
+                    None => ServerName::from(address.ip()),
+                };
+                servers.push(Server { address: *address, by_tls: Some(name) });
+            }
             Upstream::ResolvConf(file) => {
                 let text = std::fs::read_to_string(file)
                     .map_err(|cause| CompileError::ResolvConf(file.clone(), cause))?;
-                addresses.extend(nameservers(&text));
+                servers.extend(nameservers(&text).into_iter().map(Server::plain));
             }
             Upstream::UnknownClusterDns => {}
         }
     }
-    match addresses.len() {
-        0 if forward.to.contains(&Upstream::UnknownClusterDns) => Ok(addresses),
+    match servers.len() {
+        0 if forward.to.contains(&Upstream::UnknownClusterDns) => Ok(servers),
         0 => Err(CompileError::NoUpstream(forward.from.clone())),
-        1..=MAX_UPSTREAMS => Ok(addresses),
+        1..=MAX_UPSTREAMS => Ok(servers),
         number => Err(CompileError::TooManyUpstreams(forward.from.clone(), number)),
     }
 }
@@ -546,6 +578,7 @@ impl std::fmt::Display for CompileError {
             ),
             Self::Addresses(cause) => write!(f, "bind: cannot list the machine's addresses: {cause}"),
             Self::ResolvConf(file, cause) => write!(f, "forward: cannot read {}: {cause}", file.display()),
+            Self::Tls(from, error) => write!(f, "forward {from}: tls: {error}"),
             Self::NoUpstream(from) => {
                 write!(f, "forward {from}: no nameserver is left once its files are read; name one")
             }
@@ -563,6 +596,7 @@ impl std::error::Error for CompileError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Addresses(cause) | Self::ResolvConf(_, cause) => Some(cause),
+            Self::Tls(_, error) => Some(error),
             _ => None,
         }
     }

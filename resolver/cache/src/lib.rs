@@ -2,6 +2,7 @@
 //!
 //! - [`judge()`]: whether a response is kept, as what, and for how long. Pure.
 //! - [`Cache`]: where it is kept: one level of shards, each behind a plain mutex that is held for a copy only.
+//! - [`Popularity`]: which answers are worth refreshing before they end. Pure.
 //! - `transfer`: on the way to another process's cache, with the age that they have.
 //! - `shard`: one shard: an index over a slab, and S3-FIFO weighed in bytes to choose what goes.
 //!
@@ -10,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod judge;
+mod popular;
 mod shard;
 mod transfer;
 
@@ -20,6 +22,7 @@ use std::time::Duration;
 use nodestub_wire::{Answer, OwnedAnswer};
 
 pub use judge::{Bounds, Judgement, Limits, judge};
+pub use popular::Popularity;
 pub use transfer::{Kept, Place};
 
 use shard::Shard;
@@ -73,6 +76,8 @@ pub struct Hit<'a> {
     pub ttl: u32,
     /// Its class.
     pub kind: Kind,
+    /// It is asked often and ends soon, and nobody refreshes it yet ([`Popularity`]).
+    pub refresh: bool,
 }
 
 /// What the fast side finds.
@@ -140,6 +145,44 @@ impl Cache {
             Err(TryLockError::WouldBlock) => return Probe::Busy,
         };
         shard.get(hash, key, now).map_or(Probe::Miss, |hit| Probe::Hit(use_hit(hit)))
+    }
+
+    /// As [`Cache::probe`], and counts the hit. Where the answer should be refreshed the hit says so and is not counted: the
+    /// slow side is asked then, which counts it and takes the refresh upon itself.
+    pub fn probe_popular<R>(
+        &self,
+        key: &Key<'_>,
+        now: Millis,
+        popularity: &Popularity,
+        use_hit: impl FnOnce(Hit<'_>) -> R,
+    ) -> Probe<R> {
+        let hash = self.hash(key);
+        let mut shard = match self.shard(hash).try_lock() {
+            Ok(shard) => shard,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Probe::Busy,
+        };
+        let hit = shard.get_popular(hash, key, now, popularity, false);
+        hit.map_or(Probe::Miss, |hit| Probe::Hit(use_hit(hit)))
+    }
+
+    /// As [`Cache::get`], and counts the hit. Whoever is told to refresh the answer is the only one, until it is replaced or
+    /// [`Cache::end_refresh`] is called.
+    pub fn get_popular<R>(
+        &self,
+        key: &Key<'_>,
+        now: Millis,
+        popularity: &Popularity,
+        use_hit: impl FnOnce(Hit<'_>) -> R,
+    ) -> Option<R> {
+        let hash = self.hash(key);
+        lock(self.shard(hash)).get_popular(hash, key, now, popularity, true).map(use_hit)
+    }
+
+    /// A refresh has come to its end: if it brought nothing, another one may try.
+    pub fn end_refresh(&self, key: &Key<'_>) {
+        let hash = self.hash(key);
+        lock(self.shard(hash)).end_refresh(hash, key);
     }
 
     /// Looks a key up, waiting for the shard where necessary.

@@ -24,6 +24,7 @@ use std::ops::Range;
 use hashbrown::HashTable;
 use nodestub_wire::{Answer, Flags, Rcode};
 
+use crate::popular::{Asked, Popularity};
 use crate::{Hit, Kept, Key, Kind, Millis, NewEntry, SHARDS, Stats};
 
 /// How often an entry must be asked to survive a second round; higher counts are not told apart.
@@ -74,6 +75,7 @@ struct Entry {
     denial: bool,
     in_small: bool,
     frequency: u8,
+    asked: Asked,
 }
 
 #[derive(Debug)]
@@ -110,7 +112,35 @@ impl Shard {
             return None;
         }
         entry.frequency = (entry.frequency + 1).min(MAX_FREQUENCY);
-        Some(Hit { ttl_left, ttl: entry.ttl, kind: entry.kind(), answer: entry.answer() })
+        Some(Hit { ttl_left, ttl: entry.ttl, kind: entry.kind(), refresh: false, answer: entry.answer() })
+    }
+
+    /// As [`Shard::get`], and counts it.
+    pub(crate) fn get_popular(
+        &mut self,
+        hash: u64,
+        key: &Key<'_>,
+        now: Millis,
+        popularity: &Popularity,
+        claim: bool,
+    ) -> Option<Hit<'_>> {
+        let slot = self.find(hash, key)?;
+        let entry = self.slots.get_mut(slot as usize)?;
+        let ttl_left = entry.ttl_left(now);
+        if ttl_left == 0 {
+            return None;
+        }
+        entry.frequency = (entry.frequency + 1).min(MAX_FREQUENCY);
+        let age = now.0.saturating_sub(entry.stored);
+        let refresh = entry.asked.hit(popularity, age, ttl_left, entry.ttl, claim);
+        Some(Hit { ttl_left, ttl: entry.ttl, kind: entry.kind(), refresh, answer: entry.answer() })
+    }
+
+    pub(crate) fn end_refresh(&mut self, hash: u64, key: &Key<'_>) {
+        let Some(slot) = self.find(hash, key) else { return };
+        if let Some(entry) = self.slots.get_mut(slot as usize) {
+            entry.asked.end_refresh();
+        }
     }
 
     /// What has expired no longer than `up_to` milliseconds ago, if it is no failure.
@@ -122,7 +152,7 @@ impl Shard {
             return None;
         }
         entry.frequency = (entry.frequency + 1).min(MAX_FREQUENCY);
-        Some(Hit { ttl_left: 0, ttl: entry.ttl, kind: entry.kind(), answer: entry.answer() })
+        Some(Hit { ttl_left: 0, ttl: entry.ttl, kind: entry.kind(), refresh: false, answer: entry.answer() })
     }
 
     pub(crate) fn insert(&mut self, hash: u64, key: &Key<'_>, new: &NewEntry<'_>, now: Millis) {
@@ -228,6 +258,7 @@ impl Shard {
         let (old_kind, old_weight, in_small) = ((place.block, place.kind()), place.weight(), place.in_small);
         entry.in_small = in_small;
         entry.frequency = place.frequency;
+        entry.asked = place.asked.handed_on();
         *place = entry;
         self.bytes = self.bytes + new_weight - old_weight;
         if in_small {
@@ -376,6 +407,7 @@ impl Entry {
             denial: new.kind == Kind::Denial,
             in_small: true,
             frequency: 0,
+            asked: Asked::default(),
         })
     }
 

@@ -8,6 +8,7 @@
 pub mod answering;
 pub mod logging;
 pub mod rewriting;
+pub mod tls;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ use nodestub_wire::Name;
 use answering::{Acl, AutoPath, Chaos, Dns64, LoadBalance, Local, Template};
 use logging::{Errors, LogRule};
 use rewriting::RewriteRule;
+use tls::ForwardTls;
 
 /// A whole Corefile, in the order of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -133,6 +135,22 @@ pub struct Cache {
     pub disable_denial: Vec<Name>,
     /// `serve_stale`: what has expired is given when nothing better is to be had (RFC 8767). Default `None`.
     pub serve_stale: Option<ServeStale>,
+    /// `serve_stale_policy prefer_positive`: an answer with data stays in its place for as long as it may be served,
+    /// whatever but another one comes. Default no.
+    pub prefer_positive: bool,
+    /// `prefetch`: what is asked often is asked for again before it ends. Default `None`.
+    pub prefetch: Option<Prefetch>,
+}
+
+/// `prefetch AMOUNT [DURATION [PERCENTAGE%]]`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Prefetch {
+    /// Hits from which on; at least 1.
+    pub amount: u32,
+    /// The longest time between two hits. Default 1 min.
+    pub within: Duration,
+    /// The last part of the TTL in which it is done, in percent. Default 10; 10 to 90.
+    pub percentage: u8,
 }
 
 /// `serve_stale [DURATION] [immediate [TTL [RECHECK]] | verify [TIMEOUT [TTL [RECHECK]]]]`.
@@ -192,6 +210,17 @@ pub struct Forward {
     pub health_check: Duration,
     /// `expire`: how long an unused connection is kept. Default 10 s.
     pub expire: Duration,
+    /// `max_age`: how long a connection is used at all. Default `None`: for as long as it is in use.
+    pub max_age: Option<Duration>,
+    /// `max_idle_conns`: most connections that are kept, and most UDP sockets, for each upstream. Default `None`: our own
+    /// bounds.
+    pub max_idle: Option<u32>,
+    /// `source_address`: where questions come from. Default `None`: the kernel's choice.
+    pub source_address: Option<IpAddr>,
+    /// `tls`: for upstreams over TLS.
+    pub tls: ForwardTls,
+    /// `tls_servername`: what their certificates must be for. Default `None`: their IP address.
+    pub tls_server_name: Option<String>,
     /// `max_concurrent`: queries under way above which more are REFUSED. Default `None`: no limit of the Corefile's.
     pub max_concurrent: Option<u32>,
     /// `max_connect_attempts`: failed tries before a question is given up. Default `None`: two for each upstream; 0: no
@@ -218,6 +247,13 @@ pub struct Forward {
 pub enum Upstream {
     /// A server; port 53 where none is given.
     Addr(SocketAddr),
+    /// `tls://ADDRESS[%NAME]`: a server over TLS; port 853 where none is given.
+    Tls {
+        /// Where it is.
+        address: SocketAddr,
+        /// What its certificate must be for. `None`: what `tls_servername` says.
+        server_name: Option<String>,
+    },
     /// A file in the format of resolv.conf; its `nameserver` lines are meant. Read when the file is loaded.
     ResolvConf(PathBuf),
     /// The cluster DNS, whose address is not known yet: nobody to ask.

@@ -123,15 +123,20 @@ pub(crate) fn http_addr(text: &str) -> Result<HttpAddr, Problem> {
 /// `IP[:PORT]` of a DNS server, port 53 by default; `None` where the text does not start with an IP address.
 pub(crate) fn server_addr(text: &str) -> Option<Result<SocketAddr, Problem>> {
     const DEFAULT_PORT: u16 = 53;
+    server_addr_or(text, DEFAULT_PORT)
+}
+
+/// As [`server_addr`], with another port where none is given.
+pub(crate) fn server_addr_or(text: &str, default_port: u16) -> Option<Result<SocketAddr, Problem>> {
     if let Some(address) = text.parse().ok().or_else(|| bracketed_or_v4(text)) {
-        return Some(Ok(SocketAddr::new(address, DEFAULT_PORT)));
+        return Some(Ok(SocketAddr::new(address, default_port)));
     }
     let (host, port) = text.rsplit_once(':')?;
     let address = bracketed_or_v4(host)?;
     let port = port.bytes().all(|byte| byte.is_ascii_digit()).then(|| port.parse::<u16>().ok()).flatten();
     Some(port.filter(|&port| port > 0).map(|port| SocketAddr::new(address, port)).ok_or_else(|| {
         Problem::new(format!("the port of {} is not a number from 1 to 65535", shown(text)))
-            .help("write ADDRESS:PORT, or leave the port out for 53")
+            .help(format!("write ADDRESS:PORT, or leave the port out for {default_port}"))
     }))
 }
 

@@ -7,7 +7,7 @@
 //!                                  Upstream
 //!                                     ├─ hedge: a second one when the first is silent for longer than usual (`rtt`)
 //!                                     ├─ udp: a rotating pool of connected sockets on random ports
-//!                                     ├─ tcp: few connections, pipelined, answered out of order
+//!                                     ├─ tcp: few connections, pipelined, answered out of order; over TLS where said (`tls`)
 //!                                     └─ health: failures counted; probes while it is down
 //! ```
 //!
@@ -21,10 +21,11 @@ mod health;
 mod hedge;
 mod rtt;
 mod tcp;
+pub(crate) mod tls;
 mod udp;
 mod upstream;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
@@ -32,9 +33,12 @@ use std::time::Duration;
 use nodestub_corefile::config::{Forward, Policy, Transport};
 use nodestub_wire::{Ask, Name, Rcode, Reply, Section};
 use rand::seq::SliceRandom;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use tokio::time::Instant;
 
 use crate::metrics::{Counter, Protocol};
+pub use tls::{Material, TlsError};
 pub use upstream::{ExchangeError, Upstream};
 
 /// Longest time for one question, over all tries (CoreDNS `defaultTimeout`): a client's library repeats after 5 s.
@@ -48,6 +52,37 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// Failed tries per upstream, where the Corefile says nothing, before one question is given up (CoreDNS `defaultConnectAttemptsPerUpstream`).
 const TRIES_PER_UPSTREAM: usize = 2;
+
+/// One server of a `forward`, once its files have been read.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Server {
+    /// Where it is.
+    pub address: SocketAddr,
+    /// Over TLS: what its certificate must be for. `None`: plain DNS.
+    pub by_tls: Option<ServerName<'static>>,
+}
+
+impl Server {
+    /// Plain DNS.
+    pub fn plain(address: SocketAddr) -> Self {
+        Self { address, by_tls: None }
+    }
+}
+
+/// Where sockets towards upstreams are bound: the Corefile's choice, or anywhere.
+fn local_end(source: Option<IpAddr>, upstream: SocketAddr) -> std::io::Result<SocketAddr> {
+    let any = match upstream {
+        SocketAddr::V4(_) => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
+        SocketAddr::V6(_) => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
+    };
+    match source {
+        Some(source) if source.is_ipv4() != upstream.is_ipv4() => Err(std::io::Error::new(
+            std::io::ErrorKind::InvalidInput,
+            format!("source_address {source} is of another family"),
+        )),
+        source => Ok(SocketAddr::new(source.unwrap_or(any), 0)),
+    }
+}
 
 /// An upstream's response.
 #[derive(Debug)]
@@ -113,8 +148,10 @@ pub struct Place<'a>(&'a AtomicU32);
 
 impl Forwarder {
     /// A forwarder over upstreams whose files have been read.
-    pub fn new(config: &Forward, upstreams: &[SocketAddr]) -> Self {
-        let upstreams = upstreams.iter().map(|&address| Arc::new(Upstream::new(address, config))).collect();
+    /// `tls` is for those that are asked over TLS.
+    pub fn new(config: &Forward, servers: &[Server], tls: Option<&Arc<ClientConfig>>) -> Self {
+        let upstream = |server| Arc::new(Upstream::new(server, config, tls));
+        let upstreams = servers.iter().map(upstream).collect();
         Self {
             from: config.from.clone(),
             except: config.except.clone(),
@@ -234,7 +271,8 @@ impl Forwarder {
         if may_be_another {
             return order.get((number + 1) % order.len());
         }
-        order.get(number % order.len()).filter(|_| protocol == Protocol::Udp)
+        let same = order.get(number % order.len());
+        same.filter(|upstream| protocol == Protocol::Udp && !upstream.is_by_tls())
     }
 
     /// Questions that a second upstream was asked as well, and those for which there was no budget, ever.

@@ -1,4 +1,4 @@
-//! Questions by TCP: few connections to each server, pipelined, answered out of order (RFC 7766, 6.2.1).
+//! Questions by TCP, and by TLS over it: few connections to each server, pipelined, answered out of order (RFC 7766, 6.2.1).
 //!
 //! ```text
 //!   exchange ── id chosen, entry in `pending` ──► queue ──► writer ──► socket
@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A connection is opened when there is none, or when all are busy; it is closed by the server, by the reader when
-//! nothing has been under way for `expire`, or by an asker who gave up while nothing at all was heard (a black hole).
+//! nothing has been under way for `expire`, after `max_age` once nothing is under way, or by an asker who gave up while nothing at all was heard (a black hole).
 //! One that answered before and has been silent since a question was sent, for longer than [`STALL`], is replaced: it may
 //! lead to a server that is gone (a pod behind a cluster IP). What waits on it is asked on a fresh one too, no new
 //! questions go there, and whichever answers first is believed.
@@ -15,22 +15,24 @@
 //! server had every right to close an idle connection.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use nodestub_corefile::config::Forward;
 use nodestub_wire::{Ask, Reply};
 use rand::Rng;
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::tls::Secured;
 use super::upstream::ExchangeError;
-use super::{Response, TRY_TIMEOUT};
+use super::{Response, TRY_TIMEOUT, local_end};
 use crate::framing::{FrameReader, frame};
 use crate::metrics::Counter;
 
@@ -46,10 +48,16 @@ const MAX_UNDER_WAY: usize = 1024;
 /// Silence of a connection that was heard before, with questions under way, after which it is no longer believed to lead anywhere.
 const STALL: Duration = Duration::from_millis(600);
 
+/// The shortest time that an idle connection is kept, whatever `expire` says: shorter, and no answer could come.
+const LEAST_IDLE: Duration = Duration::from_millis(10);
+
 #[derive(Debug)]
 pub(super) struct TcpPool {
-    address: SocketAddr,
+    way: Arc<Way>,
     expire: Duration,
+    max_age: Option<Duration>,
+    /// [`MAX_CONNECTIONS`], or less by `max_idle_conns`.
+    most: usize,
     connections: Mutex<Vec<Arc<Connection>>>,
     pub(super) reused: Counter,
     pub(super) opened: Counter,
@@ -57,8 +65,18 @@ pub(super) struct TcpPool {
     pub(super) stalled: Counter,
 }
 
+/// How a connection is made.
+#[derive(Debug)]
+struct Way {
+    address: SocketAddr,
+    source: Option<IpAddr>,
+    /// Over TLS.
+    secured: Option<Secured>,
+}
+
 #[derive(Debug)]
 struct Connection {
+    began: Instant,
     /// Length-prefixed questions for the writer. As long as `pending`, so that sending never waits.
     frames: mpsc::Sender<Vec<u8>>,
     pending: Mutex<HashMap<u16, Pending>>,
@@ -67,6 +85,8 @@ struct Connection {
     closed: AtomicBool,
     /// Silent with questions under way: no more of them go here until it is heard again.
     stalled: AtomicBool,
+    /// Too old for new questions: closed once nothing is under way.
+    retired: AtomicBool,
     close: CancellationToken,
 }
 
@@ -77,10 +97,13 @@ struct Pending {
 }
 
 impl TcpPool {
-    pub(super) fn new(address: SocketAddr, expire: Duration) -> Self {
+    pub(super) fn new(address: SocketAddr, secured: Option<Secured>, config: &Forward) -> Self {
+        let most = config.max_idle.and_then(|most| usize::try_from(most).ok()).unwrap_or(MAX_CONNECTIONS);
         Self {
-            address,
-            expire,
+            way: Arc::new(Way { address, source: config.source_address, secured }),
+            expire: config.expire.max(LEAST_IDLE),
+            max_age: config.max_age,
+            most: MAX_CONNECTIONS.min(most),
             connections: Mutex::default(),
             reused: Counter::default(),
             opened: Counter::default(),
@@ -120,14 +143,20 @@ impl TcpPool {
     /// The connection with the least under way, or a new one; and whether it is new.
     fn connection(&self) -> (Arc<Connection>, bool) {
         let mut connections = lock(&self.connections);
-        connections.retain(|connection| !connection.closed.load(Relaxed));
+        connections.retain(|connection| {
+            let is_old = self.max_age.is_some_and(|most| connection.began.elapsed() >= most);
+            if is_old {
+                connection.retire();
+            }
+            !is_old && !connection.closed.load(Relaxed)
+        });
         // A server that is slow with everything must not be given ever more of them.
-        let full = connections.len() >= 2 * MAX_CONNECTIONS;
+        let full = connections.len() >= 2 * self.most;
         let trusted = connections.iter().filter(|connection| full || !connection.stalled.load(Relaxed));
         let least = trusted.clone().min_by_key(|connection| lock(&connection.pending).len());
         if let Some(connection) = least {
             let busy = lock(&connection.pending).len() >= BUSY;
-            if !busy || trusted.count() >= MAX_CONNECTIONS {
+            if !busy || trusted.count() >= self.most {
                 self.reused.add(1);
                 return (Arc::clone(connection), false);
             }
@@ -144,11 +173,13 @@ impl TcpPool {
             pending: Mutex::default(),
             heard: AtomicU64::new(0),
             closed: AtomicBool::new(false),
+            began: Instant::now(),
             stalled: AtomicBool::new(false),
+            retired: AtomicBool::new(false),
             close: CancellationToken::new(),
         });
         connections.push(Arc::clone(&connection));
-        tokio::spawn(run(Arc::clone(&connection), self.address, self.expire, queue));
+        tokio::spawn(run(Arc::clone(&connection), Arc::clone(&self.way), self.expire, queue));
         connection
     }
 }
@@ -165,8 +196,13 @@ impl Connection {
     async fn exchange(&self, ask: &Ask, with_edns: bool) -> Result<Response, ExchangeError> {
         let (answer, receiver) = oneshot::channel();
         let id = self.register(ask, answer)?;
-        let mut entry =
-            Entry { connection: self, id, heard_before: self.heard.load(Relaxed), answered: false };
+        let mut entry = Entry {
+            connection: self,
+            id,
+            asked: Instant::now(),
+            heard_before: self.heard.load(Relaxed),
+            answered: false,
+        };
         let question = frame(&ask.to_packet(id, with_edns)).ok_or(ExchangeError::Busy)?;
         self.frames.try_send(question).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => ExchangeError::Busy,
@@ -225,9 +261,22 @@ impl Connection {
             return;
         }
         let Some(entry) = pending.remove(&id) else { return };
+        let is_done = pending.is_empty() && self.retired.load(Relaxed);
         drop(pending);
         // The asker may have gone.
         drop(entry.answer.send(Ok(Response { packet, reply })));
+        if is_done {
+            self.close.cancel();
+        }
+    }
+
+    /// Closes it once nothing is under way.
+    fn retire(&self) {
+        self.retired.store(true, Relaxed);
+        if lock(&self.pending).is_empty() {
+            self.closed.store(true, Relaxed);
+            self.close.cancel();
+        }
     }
 
     fn fail_all(&self, cause: &ExchangeError) {
@@ -243,6 +292,7 @@ impl Connection {
 struct Entry<'a> {
     connection: &'a Connection,
     id: u16,
+    asked: Instant,
     heard_before: u64,
     answered: bool,
 }
@@ -250,8 +300,12 @@ struct Entry<'a> {
 impl Drop for Entry<'_> {
     fn drop(&mut self) {
         lock(&self.connection.pending).remove(&self.id);
-        // Given up, and not a word was heard on the whole connection meanwhile: nobody should queue up on it again.
-        if !self.answered && self.connection.heard.load(Relaxed) == self.heard_before {
+        // Given up, and not a word was heard on the whole connection meanwhile: nobody should queue up on it again. An
+        // asker who was answered by somebody else within moments proves nothing.
+        if !self.answered
+            && self.asked.elapsed() >= STALL
+            && self.connection.heard.load(Relaxed) == self.heard_before
+        {
             self.connection.closed.store(true, Relaxed);
             self.connection.close.cancel();
         }
@@ -259,32 +313,67 @@ impl Drop for Entry<'_> {
 }
 
 /// The life of one connection.
-async fn run(
-    connection: Arc<Connection>,
-    address: SocketAddr,
-    expire: Duration,
-    queue: mpsc::Receiver<Vec<u8>>,
-) {
-    let connected = timeout(TRY_TIMEOUT, TcpStream::connect(address)).await;
+async fn run(connection: Arc<Connection>, way: Arc<Way>, expire: Duration, queue: mpsc::Receiver<Vec<u8>>) {
+    let connected = tokio::select! {
+        connected = timeout(TRY_TIMEOUT, way.connect()) => connected,
+        // Nobody waits for it any more.
+        () = connection.close.cancelled() => return connection.fail_all(&ExchangeError::Closed),
+    };
     let cause = match connected {
         Err(_) => ExchangeError::TimedOut,
         Ok(Err(cause)) => ExchangeError::Connect(Arc::new(cause)),
-        Ok(Ok(stream)) => {
-            // Not having it costs latency, nothing else.
-            drop(stream.set_nodelay(true));
+        Ok(Ok(Stream::Plain(stream))) => {
             let (read_half, write_half) = stream.into_split();
-            tokio::select! {
-                () = read(&connection, read_half, expire) => {}
-                () = write(write_half, queue) => {}
-                () = connection.close.cancelled() => {}
-            }
-            ExchangeError::Closed
+            talk(&connection, read_half, write_half, expire, queue).await
+        }
+        Ok(Ok(Stream::Tls(stream))) => {
+            let (read_half, write_half) = tokio::io::split(*stream);
+            talk(&connection, read_half, write_half, expire, queue).await
         }
     };
     connection.fail_all(&cause);
 }
 
-async fn write(mut socket: OwnedWriteHalf, mut queue: mpsc::Receiver<Vec<u8>>) {
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+}
+
+impl Way {
+    async fn connect(&self) -> io::Result<Stream> {
+        let local_end = local_end(self.source, self.address)?;
+        let socket = if local_end.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        if !local_end.ip().is_unspecified() {
+            socket.bind(local_end)?;
+        }
+        let stream = socket.connect(self.address).await?;
+        // Not having it costs latency, nothing else.
+        drop(stream.set_nodelay(true));
+        match &self.secured {
+            None => Ok(Stream::Plain(stream)),
+            Some(Secured { connector, name }) => {
+                Ok(Stream::Tls(Box::new(connector.connect(name.clone(), stream).await?)))
+            }
+        }
+    }
+}
+
+async fn talk(
+    connection: &Connection,
+    read_half: impl AsyncRead + Unpin,
+    write_half: impl AsyncWrite + Unpin,
+    expire: Duration,
+    queue: mpsc::Receiver<Vec<u8>>,
+) -> ExchangeError {
+    tokio::select! {
+        () = read(connection, read_half, expire) => {}
+        () = write(write_half, queue) => {}
+        () = connection.close.cancelled() => {}
+    }
+    ExchangeError::Closed
+}
+
+async fn write(mut socket: impl AsyncWrite + Unpin, mut queue: mpsc::Receiver<Vec<u8>>) {
     let mut buffer = Vec::new();
     while let Some(frame) = queue.recv().await {
         buffer.clear();
@@ -293,13 +382,14 @@ async fn write(mut socket: OwnedWriteHalf, mut queue: mpsc::Receiver<Vec<u8>>) {
         while let Ok(frame) = queue.try_recv() {
             buffer.extend_from_slice(&frame);
         }
-        if socket.write_all(&buffer).await.is_err() {
+        // TLS keeps what is written until it is told that this was all.
+        if socket.write_all(&buffer).await.is_err() || socket.flush().await.is_err() {
             return;
         }
     }
 }
 
-async fn read(connection: &Connection, socket: OwnedReadHalf, expire: Duration) {
+async fn read(connection: &Connection, socket: impl AsyncRead + Unpin, expire: Duration) {
     let mut frames = FrameReader::new(socket);
     loop {
         match timeout(expire, frames.next()).await {

@@ -8,18 +8,19 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use nodestub_corefile::config::Forward;
 use nodestub_wire::{Ask, Reply};
 use rand::Rng;
 use rustix::net::RecvFlags;
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
-use super::Response;
 use super::upstream::ExchangeError;
+use super::{Response, local_end};
 use crate::metrics::Counter;
 
 /// Questions that one socket is used for.
@@ -42,7 +43,12 @@ const RECEIVE_BUFFER: usize = 4096;
 #[derive(Debug)]
 pub(super) struct UdpPool {
     address: SocketAddr,
-    /// Grows to [`SLOTS`] places with the first question.
+    source: Option<IpAddr>,
+    /// [`MAX_AGE`], or less by `expire` and `max_age`.
+    max_age: Duration,
+    /// [`SLOTS`], or less by `max_idle_conns`.
+    places: usize,
+    /// Grows to all places with the first question.
     slots: Mutex<Vec<Option<PooledSocket>>>,
     pub(super) ignored: Counter,
     pub(super) reused: Counter,
@@ -58,9 +64,13 @@ struct PooledSocket {
 }
 
 impl UdpPool {
-    pub(super) fn new(address: SocketAddr) -> Self {
+    pub(super) fn new(address: SocketAddr, config: &Forward) -> Self {
+        let most = config.max_idle.and_then(|most| usize::try_from(most).ok()).unwrap_or(SLOTS);
         Self {
             address,
+            source: config.source_address,
+            max_age: MAX_AGE.min(config.expire).min(config.max_age.unwrap_or(MAX_AGE)),
+            places: SLOTS.min(most),
             slots: Mutex::default(),
             ignored: Counter::default(),
             reused: Counter::default(),
@@ -89,18 +99,14 @@ impl UdpPool {
     }
 
     async fn take(&self) -> io::Result<PooledSocket> {
-        let draws: [usize; DRAWS] = std::array::from_fn(|_| rand::rng().random_range(0..SLOTS));
+        let draws: [usize; DRAWS] = std::array::from_fn(|_| rand::rng().random_range(0..self.places));
         if let Some(pooled) = self.take_idle(&draws) {
             self.reused.add(1);
             return Ok(pooled);
         }
         let [slot, ..] = draws;
         self.opened.add(1);
-        let any: SocketAddr = match self.address {
-            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-        };
-        let socket = UdpSocket::bind(any).await?;
+        let socket = UdpSocket::bind(local_end(self.source, self.address)?).await?;
         socket.connect(self.address).await?;
         Ok(PooledSocket { socket, slot, opened: Instant::now(), uses: 0 })
     }
@@ -108,9 +114,9 @@ impl UdpPool {
     fn take_idle(&self, draws: &[usize]) -> Option<PooledSocket> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         if slots.is_empty() {
-            slots.resize_with(SLOTS, || None);
+            slots.resize_with(self.places, || None);
         }
-        let young = |pooled: &PooledSocket| pooled.opened.elapsed() < MAX_AGE;
+        let young = |pooled: &PooledSocket| pooled.opened.elapsed() < self.max_age;
         draws.iter().find_map(|slot| slots.get_mut(*slot)?.take().filter(young))
     }
 

@@ -8,11 +8,14 @@ use std::time::{Duration, Instant};
 
 use nodestub_corefile::config::{Forward, Transport};
 use nodestub_wire::{Ask, CLASS_IN, Flags, Rcode, rtype};
+use rustls::ClientConfig;
+use tokio_rustls::TlsConnector;
 
 use super::rtt::SmoothedRtt;
 use super::tcp::TcpPool;
+use super::tls::Secured;
 use super::udp::UdpPool;
-use super::{Response, health};
+use super::{Response, Server, health};
 use crate::metrics::{Counter, Durations, Protocol, RCODES};
 
 /// Why one try failed.
@@ -45,6 +48,8 @@ pub struct Upstream {
     probe_by: Protocol,
     udp: UdpPool,
     tcp: TcpPool,
+    /// Over TLS only, whatever the client used.
+    by_tls: bool,
     /// Failures in a row.
     fails: AtomicU32,
     pub(super) probing: AtomicBool,
@@ -60,7 +65,11 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    pub(super) fn new(address: SocketAddr, config: &Forward) -> Self {
+    pub(super) fn new(server: &Server, config: &Forward, tls: Option<&Arc<ClientConfig>>) -> Self {
+        let address = server.address;
+        let secured = server.by_tls.clone().zip(tls);
+        let secured =
+            secured.map(|(name, config)| Secured { connector: TlsConnector::from(Arc::clone(config)), name });
         Self {
             address,
             max_fails: config.max_fails,
@@ -75,8 +84,9 @@ impl Upstream {
                 options: Box::default(),
             },
             probe_by: if config.transport == Transport::Tcp { Protocol::Tcp } else { Protocol::Udp },
-            udp: UdpPool::new(address),
-            tcp: TcpPool::new(address, config.expire),
+            udp: UdpPool::new(address, config),
+            tcp: TcpPool::new(address, secured, config),
+            by_tls: server.by_tls.is_some(),
             fails: AtomicU32::new(0),
             probing: AtomicBool::new(false),
             looped: AtomicBool::new(false),
@@ -116,7 +126,7 @@ impl Upstream {
         protocol: Protocol,
         with_edns: bool,
     ) -> Result<Response, ExchangeError> {
-        if protocol == Protocol::Udp {
+        if protocol == Protocol::Udp && !self.by_tls {
             let response = self.udp.exchange(ask, with_edns).await?;
             if !response.reply.header.flags.has(Flags::TC) {
                 return Ok(response);
@@ -125,6 +135,11 @@ impl Upstream {
             return Ok(self.tcp.exchange(ask, with_edns).await.unwrap_or(response));
         }
         self.tcp.exchange(ask, with_edns).await
+    }
+
+    /// Whether it is asked over TLS.
+    pub(super) fn is_by_tls(&self) -> bool {
+        self.by_tls
     }
 
     /// After how much silence another one is asked as well.
@@ -187,9 +202,11 @@ impl Upstream {
         self.udp.ignored.get()
     }
 
-    /// Sockets and connections used again, and made anew, ever: UDP, then TCP.
-    pub fn connections(&self) -> [(u64, u64); 2] {
-        [(self.udp.reused.get(), self.udp.opened.get()), (self.tcp.reused.get(), self.tcp.opened.get())]
+    /// Sockets and connections used again, and made anew, ever, by CoreDNS's name of the transport.
+    pub fn connections(&self) -> impl Iterator<Item = (&'static str, u64, u64)> {
+        let streams = if self.by_tls { "tcp-tls" } else { "tcp" };
+        let udp = (!self.by_tls).then(|| ("udp", self.udp.reused.get(), self.udp.opened.get()));
+        udp.into_iter().chain([(streams, self.tcp.reused.get(), self.tcp.opened.get())])
     }
 }
 

@@ -258,6 +258,8 @@ pub struct Lane {
     pub acl_allowed: Counter,
     /// Answers that had expired.
     pub stale: Counter,
+    /// `prefetch`: answers that were asked for again before they ended.
+    pub prefetched: Counter,
 }
 
 impl Lane {
@@ -274,6 +276,7 @@ impl Lane {
             cache_misses: Counter::default(),
             acl_allowed: Counter::default(),
             stale: Counter::default(),
+            prefetched: Counter::default(),
         }
     }
 
@@ -322,6 +325,11 @@ impl Lane {
     /// Counts a query that `acl` let pass.
     pub fn allowed(&self) {
         self.one(Some(&self.acl_allowed));
+    }
+
+    /// One answer is asked for again before it ends.
+    pub fn prefetched(&self) {
+        self.one(Some(&self.prefetched));
     }
 
     /// Counts an answer that had expired.

@@ -207,6 +207,9 @@ fn cache(page: &mut Page, shared: &Shared, tables: &Tables, routes: &[&RouteCoun
     let help = "The count of cache misses. Deprecated, derive misses from cache hits/requests counters.";
     counter("coredns_cache_misses_total", help, &[None], &|lane, _| lane.cache_misses.get());
 
+    let help = "The number of times the cache has prefetched a cached item.";
+    counter("coredns_cache_prefetch_total", help, &[None], &|lane, _| lane.prefetched.get());
+
     let help = "The number of requests served from stale cache entries.";
     counter("coredns_cache_served_stale_total", help, &[None], &|lane, _| lane.stale.get());
 
@@ -313,15 +316,12 @@ fn forward(page: &mut Page, tables: &Tables) {
     ] {
         page.family(name, "counter", help);
         for (to, same) in &upstreams {
-            for protocol in Protocol::ALL {
-                let count =
-                    same.iter().filter_map(|upstream| upstream.connections().get(protocol as usize).copied());
-                let count: u64 = count.map(|(hits, misses)| if place == 0 { hits } else { misses }).sum();
-                page.sample(
-                    name,
-                    &[("proxy_name", &"forward"), ("to", to), ("proto", &protocol.label())],
-                    count,
-                );
+            let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
+            for (protocol, hits, misses) in same.iter().flat_map(|upstream| upstream.connections()) {
+                *counts.entry(protocol).or_default() += if place == 0 { hits } else { misses };
+            }
+            for (protocol, count) in counts {
+                page.sample(name, &[("proxy_name", &"forward"), ("to", to), ("proto", &protocol)], count);
             }
         }
     }
@@ -441,6 +441,13 @@ fn process(page: &mut Page, shared: &Shared, facts: &Facts) {
     page.single("nodestub_misses_under_way", "gauge", help, shared.misses_under_way());
     let help = "Queries that waited for the answer to the same question of another client.";
     page.single("nodestub_coalesced_total", "counter", help, shared.resolver.coalescer.joined.get());
+    let help = "Answers that were not asked for again before their end because too many were.";
+    page.single(
+        "nodestub_prefetches_refused_total",
+        "counter",
+        help,
+        shared.resolver.prefetches.refused.get(),
+    );
     let help = "Different questions that upstreams are being asked, now.";
     page.single("nodestub_questions_under_way", "gauge", help, shared.resolver.coalescer.len());
     let help = "Replies that the kernel refused to send.";

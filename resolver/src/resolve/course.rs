@@ -246,8 +246,11 @@ impl Resolver {
     async fn below(&self, scope: &Scope, route: &Arc<Route>, asked: &Asked, depth: u8) -> Answered {
         let block = &route.block;
         let shelf = Shelf::new(self, block, asked);
-        if let Some((cached, kind)) = shelf.look() {
+        if let Some((cached, kind, refresh)) = shelf.look_for_client() {
             route.counters.slow().cache_hit(kind);
+            if refresh {
+                self.prefetch(route, shelf, asked).await;
+            }
             return cached;
         }
         if block.cache.is_some() {
@@ -268,7 +271,7 @@ impl Resolver {
             return shelf.keep_local(answer);
         }
         if let Some(first) = block.forwarders.iter().position(|forwarder| forwarder.matches(&shelf.name)) {
-            let Some((stale, rules)) = shelf.look_stale() else {
+            let Some((stale, _, rules)) = shelf.look_stale() else {
                 return self.forwarded(&shelf, first, asked.protocol).await;
             };
             return self.fresh_or_stale(route, &shelf, first, asked.protocol, stale, &rules).await;
@@ -294,7 +297,7 @@ impl Resolver {
         answered.unwrap_or_else(|| self.after_a_panic())
     }
 
-    fn question(&self, shelf: &Shelf, forwarder: &Forwarder, client: Protocol) -> Question {
+    pub(super) fn question(&self, shelf: &Shelf, forwarder: &Forwarder, client: Protocol) -> Question {
         Question { block: shelf.block.id, ask: shelf.ask.clone(), protocol: forwarder.transport(client) }
     }
 
@@ -310,13 +313,16 @@ impl Resolver {
         rules: &ServeStale,
     ) -> Answered {
         let Some(forwarder) = shelf.block.forwarders.get(first) else { return stale };
+        let prefers = shelf.block.cache.as_ref().is_some_and(|policy| policy.prefer_positive)
+            && stale.answer.rcode == Rcode::NOERROR
+            && stale.answer.counts.first().is_some_and(|count| *count > 0);
         let question = self.question(shelf, forwarder, client);
         if self.rechecks.may_ask(&question, self.clock.now()) {
             let (rechecks, clock, recheck) = (Arc::clone(&self.rechecks), self.clock, rules.recheck);
             let (asked, again) = (question.clone(), shelf.clone());
             let lead = async move {
                 let answered = ask_upstream(again, first, client).await;
-                if !refreshes(&answered) {
+                if !refreshes(&answered, prefers) {
                     rechecks.failed(asked, recheck, clock.now());
                 }
                 answered
@@ -330,7 +336,7 @@ impl Resolver {
                 Some(patience) => tokio::time::timeout(patience, refresh).await.ok().flatten(),
             };
             if rules.verify.is_some()
-                && let Some(answered) = answered.filter(refreshes)
+                && let Some(answered) = answered.filter(|answered| refreshes(answered, prefers))
             {
                 return answered;
             }
@@ -425,14 +431,17 @@ fn balanced(balance: &load_balance::Balance, asked: &Asked, answered: Answered) 
     Answered { options, ..made }
 }
 
-/// Whether an answer is better than one that has expired (RFC 8767, 4).
-fn refreshes(answered: &Answered) -> bool {
+/// Whether an answer is better than one that has expired (RFC 8767, 4); with `prefer_positive`, than one with data.
+fn refreshes(answered: &Answered, prefers_data: bool) -> bool {
     let is_whole = !answered.answer.flags.has(Flags::TC);
+    if prefers_data && !answered.answer.counts.first().is_some_and(|count| *count > 0) {
+        return false;
+    }
     is_whole && matches!(answered.answer.rcode, Rcode::NOERROR | Rcode::NXDOMAIN)
 }
 
 /// Asks the upstreams of one `forward`; those of the next that is for this name, where `next` says so.
-async fn ask_upstream(shelf: Shelf, first: usize, client: Protocol) -> Answered {
+pub(super) async fn ask_upstream(shelf: Shelf, first: usize, client: Protocol) -> Answered {
     let block = Arc::clone(&shelf.block);
     for (number, forwarder) in block.forwarders.iter().enumerate().skip(first) {
         if !forwarder.matches(&shelf.name) {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use nodestub_cache::{Cache, Judgement, Key, Kind, Limits, NewEntry, judge};
+use nodestub_cache::{Cache, Hit, Judgement, Key, Kind, Limits, NewEntry, judge};
 use nodestub_corefile::config::ServeStale;
 use nodestub_wire::{
     Ask, Flags, HEADER, Header, Name, OwnedAnswer, OwnedRecord, Rcode, Reply, Section, rtype,
@@ -51,33 +51,37 @@ impl Shelf {
         }
     }
 
-    pub(super) fn look(&self) -> Option<(Answered, Kind)> {
+    /// What is kept, for a client; and whether it is for the caller to ask for it again, by `prefetch`.
+    pub(super) fn look_for_client(&self) -> Option<(Answered, Kind, bool)> {
         let policy = self.block.cache.as_ref()?;
-        self.cache.get(&self.key(), self.clock.now(), |hit| {
-            let answer = OwnedAnswer {
-                flags: hit.answer.flags,
-                rcode: hit.answer.rcode,
-                counts: hit.answer.counts,
-                ttl_offsets: hit.answer.ttl_offsets.into(),
-                records: hit.answer.records.into(),
-            };
-            let ttl = if policy.keep_ttl { hit.ttl } else { hit.ttl_left };
-            (Answered::new(answer, Some(ttl), Source::Cache), hit.kind)
+        let Some(prefetch) = &policy.prefetch else {
+            return self.look().map(|(cached, kind)| (cached, kind, false));
+        };
+        self.cache.get_popular(&self.key(), self.clock.now(), prefetch, |hit| {
+            let (refresh, (cached, kind)) = (hit.refresh, take(&hit, policy.keep_ttl));
+            (cached, kind, refresh)
         })
     }
 
+    /// A refresh that [`Shelf::look_for_client`] demanded is over.
+    pub(super) fn end_refresh(&self) {
+        self.cache.end_refresh(&self.key());
+    }
+
+    /// What is kept, for whoever would ask for it otherwise.
+    pub(super) fn look(&self) -> Option<(Answered, Kind)> {
+        let policy = self.block.cache.as_ref()?;
+        self.cache.get(&self.key(), self.clock.now(), |hit| take(&hit, policy.keep_ttl))
+    }
+
     /// What has expired, and may be given where nothing better is to be had; with the rules for it.
-    pub(super) fn look_stale(&self) -> Option<(Answered, ServeStale)> {
+    pub(super) fn look_stale(&self) -> Option<(Answered, Kind, ServeStale)> {
         let policy = self.block.cache.as_ref()?;
         let stale = policy.stale.as_ref()?;
-        let found = self.cache.get_stale(&self.key(), stale.up_to, self.clock.now(), |hit| OwnedAnswer {
-            flags: hit.answer.flags,
-            rcode: hit.answer.rcode,
-            counts: hit.answer.counts,
-            ttl_offsets: hit.answer.ttl_offsets.into(),
-            records: hit.answer.records.into(),
-        });
-        found.map(|answer| (Answered::new(answer, Some(stale.ttl), Source::Cache), stale.clone()))
+        self.cache.get_stale(&self.key(), stale.up_to, self.clock.now(), |hit| {
+            let (cached, kind) = take(&hit, false);
+            (Answered { ttl: Some(stale.ttl), ..cached }, kind, stale.clone())
+        })
     }
 
     pub(super) fn keep_response(&self, response: &Response) -> Answered {
@@ -169,7 +173,9 @@ impl Shelf {
         let Judgement { ttl, kind } = judgement(&policy.limits);
         let kind = kind.filter(|kind| ttl > 0 && policy.keeps(&self.name, *kind));
         // What is answered without recursion (a referral, or nothing) is no answer for those who want it.
-        if let Some(kind) = kind.filter(|_| self.ask.recursion_desired && !self.would_displace(&answer)) {
+        if let Some(kind) =
+            kind.filter(|kind| self.ask.recursion_desired && !self.would_displace(&answer, *kind))
+        {
             self.arrange(&mut answer);
             let [success, denial] = policy.capacities;
             let capacity = if kind == Kind::Success { success } else { denial };
@@ -179,9 +185,20 @@ impl Shelf {
         Answered::new(answer, Some(ttl), source)
     }
 
-    /// A failure never takes the place of an answer that may still be served.
-    fn would_displace(&self, answer: &OwnedAnswer) -> bool {
-        !matches!(answer.rcode, Rcode::NOERROR | Rcode::NXDOMAIN) && self.look_stale().is_some()
+    /// A failure never takes the place of an answer that may still be served, nor, with `prefer_positive`, anything but
+    /// data that of data.
+    fn would_displace(&self, answer: &OwnedAnswer, kind: Kind) -> bool {
+        let Some(policy) = &self.block.cache else { return false };
+        let is_failure = !matches!(answer.rcode, Rcode::NOERROR | Rcode::NXDOMAIN);
+        let prefers = policy.prefer_positive && policy.stale.is_some();
+        if !is_failure && (!prefers || has_data(answer, kind)) {
+            return false;
+        }
+        let stale = self.look_stale().map(|(kept, kind, _)| (kept, kind));
+        stale.or_else(|| self.look()).is_some_and(|(kept, kept_kind)| {
+            let kept_failure = !matches!(kept.answer.rcode, Rcode::NOERROR | Rcode::NXDOMAIN);
+            is_failure && !kept_failure || prefers && has_data(&kept.answer, kept_kind)
+        })
     }
 
     /// Packs what `loadbalance` will reorder so that the fast side can.
@@ -199,6 +216,25 @@ impl Shelf {
             }
         }
     }
+}
+
+fn take(hit: &Hit<'_>, keep_ttl: bool) -> (Answered, Kind) {
+    let answer = OwnedAnswer {
+        flags: hit.answer.flags,
+        rcode: hit.answer.rcode,
+        counts: hit.answer.counts,
+        ttl_offsets: hit.answer.ttl_offsets.into(),
+        records: hit.answer.records.into(),
+    };
+    let ttl = if keep_ttl { hit.ttl } else { hit.ttl_left };
+    (Answered::new(answer, Some(ttl), Source::Cache), hit.kind)
+}
+
+/// Whether records are there that answer the question: without any, NOERROR is a referral, or nothing.
+fn has_data(answer: &OwnedAnswer, kind: Kind) -> bool {
+    kind == Kind::Success
+        && answer.rcode == Rcode::NOERROR
+        && answer.counts.first().is_some_and(|count| *count > 0)
 }
 
 fn failure(limits: &Limits) -> Judgement {

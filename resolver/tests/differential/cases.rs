@@ -68,6 +68,18 @@ pub(crate) const CASES: &[Case] = &[
          test\n forward . 127.0.0.53\n}\n",
         || all(&["a.test.", "txt.test.", "b.test.", "a.example."], &[A, AAAA, TXT, MX, PTR], &WAYS),
     ),
+    case(
+        "forward_connections",
+        ". {\n bind BIND\n forward . 127.0.0.53 {\n  expire 5s\n  max_age 1m\n  max_idle_conns 1\n  source_address \
+         127.0.0.1\n }\n}\n",
+        everything,
+    ),
+    case(
+        "cache_prefetch",
+        ". {\n bind BIND\n cache {\n  prefetch 1 1m 90%\n  serve_stale 1h verify 0 30s\n  serve_stale_policy prefer_positive\n \
+         }\n forward . 127.0.0.53\n}\n",
+        everything,
+    ),
     case("errors_of_upstreams", ". {\n bind BIND\n forward . 127.0.0.53\n}\n", everything),
     case("rewrite_names", REWRITE_NAMES, rewritten_names),
     case("rewrite_answers", REWRITE_ANSWERS, rewritten_answers),

@@ -65,6 +65,8 @@ agrees!(
     forward_failover,
     forward_next,
     hosts_other_types,
+    forward_connections,
+    cache_prefetch,
     errors_of_upstreams,
     rewrite_names,
     rewrite_answers,

@@ -1,11 +1,11 @@
-//! `cache [TTL] [ZONE...] { success ...; denial ...; servfail ...; disable ...; keepttl; serve_stale ... }`.
+//! `cache [TTL] [ZONE...] { success ...; denial ...; prefetch ...; servfail ...; disable ...; keepttl; serve_stale ... }`.
 
 use std::time::Duration;
 
 use nodestub_wire::Name;
 
 use super::{count, flag, one, options, unknown_option, zone_list};
-use crate::config::{Cache, CacheClass, ServeStale};
+use crate::config::{Cache, CacheClass, Prefetch, ServeStale};
 use crate::context::{Context, Problem};
 use crate::lexer::Token;
 use crate::parser::{Directive, Entry};
@@ -27,8 +27,11 @@ const STALE: Duration = Duration::from_secs(3600);
 /// RFC 9520.
 const MAX_RECHECK: Duration = Duration::from_secs(300);
 
-const SUPPORTED: [&str; 6] = ["success", "denial", "servfail", "disable", "keepttl", "serve_stale"];
-const UNSUPPORTED: [&str; 2] = ["prefetch", "serve_stale_policy"];
+const PREFETCH_WITHIN: Duration = Duration::from_secs(60);
+const PREFETCH_PERCENTAGE: u8 = 10;
+
+const SUPPORTED: [&str; 8] =
+    ["success", "denial", "prefetch", "servfail", "disable", "keepttl", "serve_stale", "serve_stale_policy"];
 
 pub(super) fn read(context: &mut Context<'_>, directive: &Directive) -> Option<Cache> {
     let class =
@@ -42,6 +45,8 @@ pub(super) fn read(context: &mut Context<'_>, directive: &Directive) -> Option<C
         disable_success: Vec::new(),
         disable_denial: Vec::new(),
         serve_stale: None,
+        prefer_positive: false,
+        prefetch: None,
     };
     let mut zones = directive.arguments.as_slice();
     if let Some((first, rest)) = zones.split_first()
@@ -69,8 +74,12 @@ pub(super) fn read(context: &mut Context<'_>, directive: &Directive) -> Option<C
                     cache.serve_stale = (!stale.up_to.is_zero()).then_some(stale);
                 }
             }
+            "serve_stale_policy" => read_policy(context, directive, option, &mut cache),
+            "prefetch" => {
+                cache.prefetch = read_prefetch(context, option).filter(|prefetch| prefetch.amount > 0);
+            }
             "keepttl" => cache.keep_ttl |= flag(context, option),
-            _ => unknown_option(context, directive, option, &SUPPORTED, &UNSUPPORTED),
+            _ => unknown_option(context, directive, option, &SUPPORTED, &[]),
         }
     }
     Some(cache)
@@ -162,6 +171,48 @@ fn read_stale(context: &mut Context<'_>, option: &Entry) -> Option<ServeStale> {
             context.accept(span, if value <= MAX_RECHECK { Ok(value) } else { Err(problem()) })?;
     }
     Some(stale)
+}
+
+/// `prefer_positive`, where there is `serve_stale`.
+fn read_policy(context: &mut Context<'_>, directive: &Directive, option: &Entry, cache: &mut Cache) {
+    let form = "serve_stale_policy prefer_positive";
+    let Some(token) = one(context, option, form) else { return };
+    if !token.text.eq_ignore_ascii_case("prefer_positive") {
+        let problem = Problem::new(format!("unknown policy {}", shown(&token.text)));
+        context.problem(token.span, problem.help(format!("write `{form}`")));
+    }
+    let options = directive.options.as_deref().unwrap_or_default();
+    if !options.iter().any(|option| option.name.text == "serve_stale") {
+        let problem = Problem::new("`serve_stale_policy` needs `serve_stale`");
+        context.problem(option.name.span, problem.help("write `serve_stale` as well, or remove it"));
+    }
+    cache.prefer_positive = true;
+}
+
+/// `AMOUNT [DURATION [PERCENTAGE%]]`.
+fn read_prefetch(context: &mut Context<'_>, option: &Entry) -> Option<Prefetch> {
+    let form = "prefetch AMOUNT [DURATION [PERCENTAGE%]]";
+    if !count(context, &option.name, &option.arguments, (1, 3), form) {
+        return None;
+    }
+    let mut words = option.arguments.iter();
+    let amount = words.next().and_then(|token| context.accept(token.span, number_u32(&token.text, 0)))?;
+    let within = match words.next() {
+        Some(token) => context.accept(token.span, duration(&token.text))?,
+        None => PREFETCH_WITHIN,
+    };
+    let percentage = match words.next() {
+        Some(token) => {
+            let number = token.text.strip_suffix('%').and_then(|number| number.parse().ok());
+            let number = number.filter(|number| (10..=90).contains(number)).ok_or_else(|| {
+                Problem::new(format!("{} is not a percentage from 10% to 90%", shown(&token.text)))
+                    .help("write one such as `20%`")
+            });
+            context.accept(token.span, number)?
+        }
+        None => PREFETCH_PERCENTAGE,
+    };
+    Some(Prefetch { amount, within, percentage })
 }
 
 /// `success|denial [ZONE...]`; without zones, all.

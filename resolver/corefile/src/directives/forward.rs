@@ -1,11 +1,12 @@
 //! `forward FROM TO... { ... }`: whom to ask.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{count, flag, one, options, unknown_option, zone_list};
+use crate::config::tls::{ForwardTls, KeyPair};
 use crate::config::{Forward, Policy, Transport, Upstream};
 use crate::context::{Context, Problem};
 use crate::lexer::Token;
@@ -15,7 +16,7 @@ use crate::parser::{Directive, Entry};
 use crate::placeholders::CLUSTER_DNS;
 use crate::report::{Diagnostic, shown};
 use crate::resolv_conf::nameservers;
-use crate::values::{duration, number_u32, server_addr};
+use crate::values::{duration, number_u32, server_addr, server_addr_or};
 
 /// Most upstreams of one `forward`, after files are read.
 pub(super) const MAX_UPSTREAMS: usize = 15;
@@ -25,7 +26,7 @@ const EXPIRE: Duration = Duration::from_secs(10);
 
 const READ_TIMEOUT: Duration = Duration::from_secs(2);
 
-const SUPPORTED: [&str; 14] = [
+const SUPPORTED: [&str; 19] = [
     "except",
     "policy",
     "force_tcp",
@@ -40,9 +41,16 @@ const SUPPORTED: [&str; 14] = [
     "next",
     "next_on_nodata",
     "failfast_all_unhealthy_upstreams",
+    "tls",
+    "tls_servername",
+    "max_age",
+    "max_idle_conns",
+    "source_address",
 ];
-const UNSUPPORTED: [&str; 7] =
-    ["tls", "tls_servername", "max_age", "max_idle_conns", "doh_method", "resolver", "source_address"];
+const UNSUPPORTED: [&str; 2] = ["doh_method", "resolver"];
+
+/// DNS over TLS (RFC 7858, 3.1).
+const TLS_PORT: u16 = 853;
 
 pub(super) fn read(context: &mut Context<'_>, directive: &Directive) -> Option<Forward> {
     if !count(context, &directive.name, &directive.arguments, (2, usize::MAX), "forward FROM TO...") {
@@ -58,6 +66,11 @@ pub(super) fn read(context: &mut Context<'_>, directive: &Directive) -> Option<F
         max_fails: MAX_FAILS,
         health_check: HEALTH_CHECK,
         expire: EXPIRE,
+        max_age: None,
+        max_idle: None,
+        source_address: None,
+        tls: ForwardTls::default(),
+        tls_server_name: None,
         max_concurrent: None,
         max_attempts: None,
         read_timeout: READ_TIMEOUT,
@@ -71,7 +84,36 @@ pub(super) fn read(context: &mut Context<'_>, directive: &Directive) -> Option<F
     for option in options(context, directive, &["except"]) {
         read_option(context, directive, option, &mut forward);
     }
+    check_together(context, directive, &forward);
     Some(forward)
+}
+
+/// What options say against each other.
+fn check_together(context: &mut Context<'_>, directive: &Directive, forward: &Forward) {
+    let span_of = |name: &str| {
+        let options = directive.options.as_deref().unwrap_or_default();
+        options.iter().rev().find(|option| option.name.text == name).map(|option| option.name.span)
+    };
+    if let Some(age) = forward.max_age
+        && age < forward.expire
+        && let Some(span) = span_of("max_age")
+    {
+        let problem = Problem::new(format!("`max_age` is less than `expire`, which is {:?}", forward.expire));
+        context.problem(span, problem.help("make it longer, or `expire` shorter"));
+    }
+    let names_itself =
+        forward.to.iter().any(|upstream| matches!(upstream, Upstream::Tls { server_name: Some(_), .. }));
+    if names_itself && let Some(span) = span_of("tls_servername") {
+        let problem = Problem::new("an upstream has a server name of its own already");
+        context.problem(span, problem.help("name all of them by `tls://ADDRESS%NAME`, or none"));
+    }
+    let by_tls = forward.to.iter().any(|upstream| matches!(upstream, Upstream::Tls { .. }));
+    for name in ["tls", "tls_servername"] {
+        if !by_tls && let Some(span) = span_of(name) {
+            let warning = format!("`{name}` changes nothing: no upstream is asked over TLS");
+            context.report(Diagnostic::warning(span, warning).help("write the upstream as `tls://ADDRESS`"));
+        }
+    }
 }
 
 fn read_option(context: &mut Context<'_>, directive: &Directive, option: &Entry, forward: &mut Forward) {
@@ -161,6 +203,41 @@ fn read_option(context: &mut Context<'_>, directive: &Directive, option: &Entry,
                 codes.extend(context.accept(token.span, code));
             }
         }
+        "tls" => {
+            if let Some(tls) = read_tls(context, option) {
+                forward.tls = tls;
+            }
+        }
+        "tls_servername" => {
+            if let Some(token) = one(context, option, "tls_servername NAME")
+                && let Some(name) = context.accept(token.span, server_name(&token.text))
+            {
+                forward.tls_server_name = Some(name);
+            }
+        }
+        "max_age" => {
+            if let Some(token) = one(context, option, "max_age DURATION")
+                && let Some(age) = context.accept(token.span, duration(&token.text))
+            {
+                forward.max_age = (!age.is_zero()).then_some(age);
+            }
+        }
+        "max_idle_conns" => {
+            if let Some(token) = one(context, option, "max_idle_conns NUMBER")
+                && let Some(most) = context.accept(token.span, number_u32(&token.text, 0))
+            {
+                forward.max_idle = (most > 0).then_some(most);
+            }
+        }
+        "source_address" => {
+            if let Some(token) = one(context, option, "source_address ADDRESS") {
+                let address = token.text.parse::<IpAddr>().map_err(|_| {
+                    Problem::new(format!("{} is not an IP address", shown(&token.text)))
+                        .help("write an address of this machine")
+                });
+                forward.source_address = context.accept(token.span, address).or(forward.source_address);
+            }
+        }
         "next_on_nodata" => forward.next_on_nodata |= flag(context, option),
         "failfast_all_unhealthy_upstreams" => forward.fail_fast |= flag(context, option),
         _ => unknown_option(context, directive, option, &SUPPORTED, &UNSUPPORTED),
@@ -228,6 +305,10 @@ fn read_to(context: &mut Context<'_>, directive: &Directive, tokens: &[Token]) -
 
 /// The upstream, and the addresses that it stands for now.
 fn read_upstream(context: &mut Context<'_>, token: &Token) -> Option<(Upstream, Vec<SocketAddr>)> {
+    if let Some(text) = token.text.strip_prefix("tls://") {
+        let (address, server_name) = context.accept(token.span, tls_upstream(text))?;
+        return Some((Upstream::Tls { address, server_name }, vec![address]));
+    }
     let text = context.accept(token.span, without_transport(&token.text))?;
     if text == CLUSTER_DNS {
         return Some((Upstream::UnknownClusterDns, Vec::new()));
@@ -249,13 +330,62 @@ fn read_upstream(context: &mut Context<'_>, token: &Token) -> Option<(Upstream, 
     }
 }
 
+/// `ADDRESS[%NAME][:PORT]`, with brackets around an IPv6 address that has a port, as CoreDNS `splitZone` reads it.
+fn tls_upstream(text: &str) -> Result<(SocketAddr, Option<String>), Problem> {
+    let mut host = text.to_owned();
+    let mut name = None;
+    if let Some((before, after)) = text.rsplit_once('%') {
+        let close = if before.starts_with('[') { "]" } else { "" };
+        let (named, port) = after.rsplit_once(':').map_or((after, None), |(named, port)| (named, Some(port)));
+        let port = port.map(|port| format!(":{port}")).unwrap_or_default();
+        host = format!("{before}{close}{port}");
+        name = Some(server_name(named.trim_end_matches(']'))?);
+    }
+    let address = server_addr_or(&host, TLS_PORT).unwrap_or_else(|| {
+        Err(Problem::new(format!("{} is not an IP address", shown(&host)))
+            .help("write `tls://ADDRESS`, `tls://ADDRESS%NAME` or `tls://ADDRESS%NAME:PORT`"))
+    })?;
+    Ok((address, name))
+}
+
+/// A name that a certificate can be for: a domain name of ASCII letters, digits, `-` and `_`, or an IP address.
+fn server_name(text: &str) -> Result<String, Problem> {
+    let plain = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+    };
+    let host = text.strip_suffix('.').unwrap_or(text);
+    if host.parse::<IpAddr>().is_ok() || (host.len() <= 253 && host.split('.').all(plain)) {
+        return Ok(host.to_owned());
+    }
+    Err(Problem::new(format!("{} is not a name that a certificate can be for", shown(text)))
+        .help("write a host name such as `dns.quad9.net`"))
+}
+
+/// `tls [CERT KEY] [CA]`.
+fn read_tls(context: &mut Context<'_>, option: &Entry) -> Option<ForwardTls> {
+    if !count(context, &option.name, &option.arguments, (0, 3), "tls [CERT KEY] [CA]") {
+        return None;
+    }
+    let path = |token: &Token| PathBuf::from(&token.text);
+    let pair = |certificate: &Token, key: &Token| KeyPair { certificate: path(certificate), key: path(key) };
+    Some(match option.arguments.as_slice() {
+        [ca] => ForwardTls { pair: None, authorities: Some(path(ca)) },
+        [certificate, key] => ForwardTls { pair: Some(pair(certificate, key)), authorities: None },
+        [certificate, key, ca] => {
+            ForwardTls { pair: Some(pair(certificate, key)), authorities: Some(path(ca)) }
+        }
+        _ => ForwardTls::default(),
+    })
+}
+
 fn without_transport(text: &str) -> Result<&str, Problem> {
     match text.split_once("://") {
         None => Ok(text),
         Some(("dns", rest)) => Ok(rest),
-        Some((transport @ ("tls" | "https" | "quic"), _)) => {
+        Some((transport @ ("https" | "quic"), _)) => {
             Err(Problem::new(format!("upstreams over `{transport}://` are not supported by this version"))
-                .help("name the server by its IP address alone: it is asked over plain DNS then"))
+                .help("name it by its IP address alone, which is plain DNS, or by `tls://ADDRESS`"))
         }
         Some((transport, _)) => {
             Err(Problem::new(format!("{} is no transport of `forward`", shown(transport)))

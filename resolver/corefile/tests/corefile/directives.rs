@@ -5,9 +5,10 @@ use std::time::Duration;
 use crate::world::{World, block, findings, messages};
 use nodestub_corefile::config::answering::SearchPath;
 use nodestub_corefile::config::logging::{ErrorLevel, LogClasses, LogFormat};
+use nodestub_corefile::config::tls::{ForwardTls, KeyPair};
 use nodestub_corefile::config::{
-    BindTarget, Cache, CacheClass, Forward, Health, HostsEntry, HttpAddr, Policy, Ready, Reload, ServeStale,
-    Transport, Upstream,
+    BindTarget, Cache, CacheClass, Forward, Health, HostsEntry, HttpAddr, Policy, Prefetch, Ready, Reload,
+    ServeStale, Transport, Upstream,
 };
 use nodestub_wire::Name;
 
@@ -76,6 +77,8 @@ fn cache_has_the_defaults_of_coredns() {
         disable_success: vec![],
         disable_denial: vec![],
         serve_stale: None,
+        prefer_positive: false,
+        prefetch: None,
     };
     assert_eq!(block("cache").cache, Some(default.clone()));
     assert_eq!(block("cache {\n}").cache, Some(default.clone()));
@@ -103,6 +106,8 @@ fn cache_reads_its_options() {
             disable_success: vec![Name::root()],
             disable_denial: names(&["a", "b"]),
             serve_stale: None,
+            prefer_positive: false,
+            prefetch: None,
         })
     );
     assert_eq!(block("cache {\n servfail 0\n}").cache.unwrap().servfail, Duration::ZERO);
@@ -133,13 +138,36 @@ fn cache_rejects_what_is_out_of_bounds() {
         "cache {\n positive 5\n}",
         "cache\ncache",
     ]);
-    for option in ["prefetch 5", "serve_stale_policy prefer_positive"] {
-        assert!(finding(&format!("cache {{\n {option}\n}}")).ends_with("is not supported by this version"));
-    }
     assert_eq!(
         finding("cache {\n success 1024\n success 2048\n}"),
         "4:2 `success` stands twice; the last one counts"
     );
+}
+
+#[test]
+fn cache_reads_what_is_refreshed_before_it_ends() {
+    let prefetch = |text: &str| block(&format!("cache {{\n {text}\n}}")).cache.unwrap().prefetch;
+    let expected =
+        |amount, within, percentage| Some(Prefetch { amount, within: seconds(within), percentage });
+    assert_eq!(prefetch("prefetch 5"), expected(5, 60, 10));
+    assert_eq!(prefetch("prefetch 5 2m"), expected(5, 120, 10));
+    assert_eq!(prefetch("prefetch 5 2m 90%"), expected(5, 120, 90));
+    assert_eq!(prefetch("prefetch 0"), None);
+    let found = block("cache {\n serve_stale\n serve_stale_policy prefer_positive\n}").cache.unwrap();
+    assert!(found.prefer_positive && found.serve_stale.is_some());
+    rejects(&[
+        "cache {\n prefetch\n}",
+        "cache {\n prefetch -1\n}",
+        "cache {\n prefetch many\n}",
+        "cache {\n prefetch 5 1\n}",
+        "cache {\n prefetch 5 1m 20\n}",
+        "cache {\n prefetch 5 1m 9%\n}",
+        "cache {\n prefetch 5 1m 91%\n}",
+        "cache {\n prefetch 5 1m 20% x\n}",
+        "cache {\n serve_stale_policy prefer_positive\n}",
+        "cache {\n serve_stale\n serve_stale_policy prefer_negative\n}",
+        "cache {\n serve_stale\n serve_stale_policy\n}",
+    ]);
 }
 
 #[test]
@@ -155,6 +183,11 @@ fn forward_has_the_defaults_of_coredns() {
             max_fails: 2,
             health_check: Duration::from_millis(500),
             expire: seconds(10),
+            max_age: None,
+            max_idle: None,
+            source_address: None,
+            tls: ForwardTls::default(),
+            tls_server_name: None,
             max_concurrent: None,
             max_attempts: None,
             read_timeout: seconds(2),
@@ -264,16 +297,80 @@ fn forward_rejects_what_cannot_be() {
 
 #[test]
 fn forward_names_what_is_not_supported_yet() {
-    for transport in ["tls", "https", "quic"] {
+    for transport in ["https", "quic"] {
         let expected = format!("2:11 upstreams over `{transport}://` are not supported by this version");
         assert_eq!(finding(&format!("forward . {transport}://9.9.9.9")), expected);
     }
-    for option in
-        ["tls", "tls_servername a", "resolver ::1", "max_idle_conns 1", "max_age 1h", "source_address ::1"]
-    {
+    for option in ["resolver ::1", "doh_method GET"] {
         let found = finding(&format!("forward . 9.9.9.9 {{\n {option}\n}}"));
         assert!(found.ends_with("is not supported by this version"), "{found}");
     }
+}
+
+#[test]
+fn forward_reads_upstreams_over_tls_and_whose_names_they_bear() {
+    let tls = |address: &str, name: Option<&str>| Upstream::Tls {
+        address: address.parse().unwrap(),
+        server_name: name.map(ToOwned::to_owned),
+    };
+    let found = block(
+        "forward . tls://9.9.9.9%dns.quad9.net tls://1.1.1.1 tls://1.0.0.1:8853 tls://[2620:fe::fe%dns.quad9.net]:10853 \
+         tls://9.9.9.9%dns.quad9.net:10853 {\n tls\n}",
+    );
+    assert_eq!(
+        found.forward[0].to,
+        [
+            tls("9.9.9.9:853", Some("dns.quad9.net")),
+            tls("1.1.1.1:853", None),
+            tls("1.0.0.1:8853", None),
+            tls("[2620:fe::fe]:10853", Some("dns.quad9.net")),
+            tls("9.9.9.9:10853", Some("dns.quad9.net")),
+        ]
+    );
+    let pair = || KeyPair { certificate: "a.crt".into(), key: "a.key".into() };
+    for (words, expected) in [
+        ("", ForwardTls::default()),
+        ("ca.crt", ForwardTls { pair: None, authorities: Some("ca.crt".into()) }),
+        ("a.crt a.key", ForwardTls { pair: Some(pair()), authorities: None }),
+        ("a.crt a.key ca.crt", ForwardTls { pair: Some(pair()), authorities: Some("ca.crt".into()) }),
+    ] {
+        let found =
+            block(&format!("forward . tls://9.9.9.9 {{\n tls {words}\n tls_servername dns.quad9.net\n}}"));
+        assert_eq!(found.forward[0].tls, expected, "{words}");
+        assert_eq!(found.forward[0].tls_server_name.as_deref(), Some("dns.quad9.net"));
+    }
+    rejects(&[
+        "forward . tls://",
+        "forward . tls://dns.quad9.net",
+        "forward . tls:///etc/resolv.conf",
+        "forward . tls://9.9.9.9%",
+        "forward . tls://9.9.9.9%a..b",
+        "forward . tls://9.9.9.9:0",
+        "forward . tls://9.9.9.9 {\n tls a b c d\n}",
+        "forward . tls://9.9.9.9 {\n tls_servername\n}",
+        "forward . tls://9.9.9.9 {\n tls_servername a b\n}",
+        "forward . tls://9.9.9.9%a {\n tls_servername b\n}",
+    ]);
+    assert!(finding("forward . 9.9.9.9 {\n tls\n}").contains("changes nothing"));
+}
+
+#[test]
+fn forward_reads_the_life_of_connections_and_where_they_come_from() {
+    let found = block("forward . 9.9.9.9 {\n max_age 1h\n max_idle_conns 3\n source_address 192.0.2.1\n}");
+    let found = &found.forward[0];
+    assert_eq!(
+        (found.max_age, found.max_idle, found.source_address),
+        (Some(seconds(3600)), Some(3), Some("192.0.2.1".parse().unwrap()))
+    );
+    let found = block("forward . 9.9.9.9 {\n max_age 0\n max_idle_conns 0\n}");
+    assert_eq!((found.forward[0].max_age, found.forward[0].max_idle), (None, None));
+    rejects(&[
+        "forward . 9.9.9.9 {\n max_age 5s\n}",
+        "forward . 9.9.9.9 {\n max_age -1s\n}",
+        "forward . 9.9.9.9 {\n expire 2h\n max_age 1h\n}",
+        "forward . 9.9.9.9 {\n max_idle_conns -1\n}",
+        "forward . 9.9.9.9 {\n source_address here\n}",
+    ]);
 }
 
 #[test]
