@@ -583,13 +583,13 @@ fn decides_by_policy_as_the_webhook_does_or_refuses_by_name() {
             by_flags.entry(own).or_default().push(vector);
         }
     }
-    let (mut same, mut refused, mut shares, mut not_accepted) = (0, 0, 0, 0);
+    let (mut same, mut refused, mut shares, mut fallbacks, mut not_accepted) = (0, 0, 0, 0, 0);
     let mut objects = Vec::new();
     for (flags, vectors) in &by_flags {
         match rendered(flags) {
             Err(why) => {
                 // By the name of a flag that is there, or that is missing.
-                let named = ["--rollout", "--min-ready-resolvers", "--host-search"]
+                let named = ["--rollout", "--min-ready-resolvers", "--fallback", "--host-search"]
                     .into_iter()
                     .find(|name| why.contains(&format!("nodestub-webhook: {name}")));
                 assert!(named.is_some(), "{flags:?}: {why}");
@@ -650,6 +650,14 @@ fn decides_by_policy_as_the_webhook_does_or_refuses_by_name() {
                     })
                 });
             }
+            // A fallback that cannot be granted is not passed over in silence.
+            if vector.warnings.iter().any(|text| text.starts_with("none ")) {
+                until("the warning", || {
+                    let reply = api.create(&vector.namespace, &pod, true);
+                    reply.warnings.iter().any(|text| text.contains("nodestub.io/fallback"))
+                });
+                fallbacks += 1;
+            }
             let stored = api.create(&vector.namespace, &pod, false);
             assert!(stored.is_good() && as_foretold(&stored.body), "{name}: {stored:?}");
             assert_eq!(comparable(&stored.body), comparable(&without.body), "{name}: something else differs");
@@ -674,7 +682,10 @@ fn decides_by_policy_as_the_webhook_does_or_refuses_by_name() {
         api.namespace(name, &json!({}), &json!({}));
     }
     println!(
-        "{same} vectors as by the webhook, {refused} refused by a flag's name, {shares} shares refused by a warning, {not_accepted} not accepted with or without"
+        "{same} vectors as by the webhook, {refused} refused by a flag's name, {shares} shares and {fallbacks} fallbacks refused by a warning, {not_accepted} not accepted with or without"
     );
-    assert!(same >= 100 && refused > 5 && shares > 5, "{same}, {refused}, {shares}");
+    assert!(
+        same >= 100 && refused > 5 && shares > 5 && fallbacks >= 3,
+        "{same}, {refused}, {shares}, {fallbacks}"
+    );
 }

@@ -93,6 +93,7 @@ fn logs_one_line_for_each_decision() {
         (&log["reason"], &log["namespace"], &log["name"]),
         (&json!("injected"), &json!("shop"), &json!("web"))
     );
+    assert_eq!(log["rule"], "label nodestub.io/inject=enabled on the namespace");
     assert_eq!(log["revision"].as_str().unwrap().len(), 16);
     assert_eq!(log["dry_run"], false);
 }

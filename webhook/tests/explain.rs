@@ -45,6 +45,7 @@ fn foretells_decision_change_and_resolv_conf() {
     let flags = [&FACTS[..], &["--namespace=shop:nodestub.io/inject=enabled"]].concat();
     let expected = r#"Deployment/web in namespace shop
   decision: injected: the pod will ask its node's resolver
+  rule: label nodestub.io/inject=enabled on the namespace
   warning: nodestub.io/ndots on the pod cannot be "two"; allowed: 0 to 15
   changes:
       metadata:
@@ -79,7 +80,7 @@ fn foretells_decision_change_and_resolv_conf() {
 }
 
 #[test]
-fn names_the_rule_where_the_pod_is_left_alone() {
+fn names_the_rule_whatever_becomes_of_the_pod() {
     let flags = [
         &FACTS[..],
         &["--namespace=shop:nodestub.io/inject=enabled", "--namespace-annotation=nodestub.io/rollout=98%"],
@@ -89,6 +90,11 @@ fn names_the_rule_where_the_pod_is_left_alone() {
     assert!(text.contains("decision: not_in_rollout: "), "{text}");
     assert!(text.contains("rule: nodestub.io/rollout 98% without Deployment/web\n"), "{text}");
     assert!(text.contains("changes: none"), "{text}");
+    let flags =
+        [&FACTS[..], &["--namespace=shop:node-local-dns-injection=enabled", "--rollout=99%"]].concat();
+    let text = said(&explain(DEPLOYMENT, &flags));
+    let rule = "rule: label node-local-dns-injection=enabled on the namespace, nodestub.io/rollout 99% with Deployment/web\n";
+    assert!(text.contains(rule), "{text}");
     let text = said(&explain(DEPLOYMENT, &[&FACTS[..], &["--namespace=shop"]].concat()));
     assert!(text.contains("decision: namespace_not_enabled: "), "{text}");
     let text = said(&explain(DEPLOYMENT, &FACTS));

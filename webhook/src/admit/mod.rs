@@ -95,7 +95,7 @@ const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 pub struct Decision {
     /// The rule that decided.
     pub reason: Reason,
-    /// What in the request made the rule apply, where the reason alone does not tell; else empty.
+    /// What made the rule apply, where the reason alone does not tell; else empty. Of an injected pod: what opted in.
     pub rule: String,
     /// What the pod gets; only with [`Reason::Injected`].
     pub injection: Option<Injection>,
@@ -122,9 +122,9 @@ impl Decision {
 pub fn admit(policy: &Policy, facts: &Facts, request: &Request<'_>) -> Decision {
     let mut warnings = Vec::new();
     let mut decision = match decide(policy, facts, request, &mut warnings) {
-        Ok((pod, injection)) => Decision {
+        Ok((pod, rule, injection)) => Decision {
             reason: Reason::Injected,
-            rule: String::new(),
+            rule,
             patch: patch::patch(&pod, &injection),
             injection: Some(injection),
             warnings,
@@ -143,7 +143,7 @@ fn decide(
     facts: &Facts,
     request: &Request<'_>,
     warnings: &mut Vec<Warning>,
-) -> Result<(Pod, Injection), Left> {
+) -> Result<(Pod, String, Injection), Left> {
     let pod = new_pod(request)?;
     place(policy, request.namespace)?;
     let pod = Pod::read(pod).map_err(|cause| {
@@ -151,10 +151,10 @@ fn decide(
         (Reason::UnreadablePod, cause.to_string())
     })?;
     ours_to_change(&pod, warnings)?;
-    let namespace = opted_in(facts, request.namespace, warnings)?;
+    let (namespace, mut rule) = opted_in(facts, request.namespace, warnings)?;
     resolver_runs_there(policy, &pod)?;
     user_left_it_to_the_cluster(&pod)?;
-    its_turn(policy, namespace, request.namespace, &pod, warnings)?;
+    rule.push_str(&its_turn(policy, namespace, request.namespace, &pod, warnings)?);
     if facts.cluster_dns.is_empty() {
         warnings.push(Warning::FactUnknown { fact: "the address of the cluster DNS" });
         return left(Reason::ClusterDnsUnknown, "");
@@ -170,7 +170,7 @@ fn decide(
         pod: overrides::read(pod.annotations(), Place::Pod, warnings),
     };
     let injection = compose(policy, facts, &levels, request.namespace, domain, &pod, warnings);
-    Ok((pod, injection))
+    Ok((pod, rule, injection))
 }
 
 fn new_pod<'a>(request: &Request<'a>) -> Result<&'a serde_json::Value, Left> {
@@ -219,7 +219,12 @@ fn ours_to_change(pod: &Pod, warnings: &mut Vec<Warning>) -> Result<(), Left> {
     Ok(())
 }
 
-fn opted_in<'a>(facts: &'a Facts, name: &str, warnings: &mut Vec<Warning>) -> Result<&'a Namespace, Left> {
+/// The namespace, and by what it opted in.
+fn opted_in<'a>(
+    facts: &'a Facts,
+    name: &str,
+    warnings: &mut Vec<Warning>,
+) -> Result<(&'a Namespace, String), Left> {
     let Some(namespace) = facts.namespaces.get(name) else {
         warnings.push(Warning::FactUnknown { fact: "the pod's namespace" });
         return left(Reason::NamespaceUnknown, name);
@@ -234,7 +239,7 @@ fn opted_in<'a>(facts: &'a Facts, name: &str, warnings: &mut Vec<Warning>) -> Re
     }
     // Labels only: the API server selects by them, so an annotation would opt in on some paths and not on others.
     match switched(&labels, ENABLED) {
-        Some(_) => Ok(namespace),
+        Some(rule) => Ok((namespace, format!("{rule} on the namespace"))),
         None => left(Reason::NamespaceNotEnabled, ""),
     }
 }
@@ -260,17 +265,21 @@ fn user_left_it_to_the_cluster(pod: &Pod) -> Result<(), Left> {
     }
 }
 
+/// What is to be said of the share, where there is one.
 fn its_turn(
     policy: &Policy,
     namespace: &Namespace,
     name: &str,
     pod: &Pod,
     warnings: &mut Vec<Warning>,
-) -> Result<(), Left> {
+) -> Result<String, Left> {
     let share = overrides::rollout(namespace, warnings).unwrap_or(policy.rollout);
     let workload = Workload::of(pod);
+    if share == Share::ALL {
+        return Ok(String::new());
+    }
     if share.takes(name, &workload) {
-        return Ok(());
+        return Ok(format!(", {} {share} with {workload}", keys::ROLLOUT));
     }
     left(Reason::NotInRollout, format!("{} {share} without {workload}", keys::ROLLOUT))
 }

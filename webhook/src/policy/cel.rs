@@ -9,7 +9,9 @@ use crate::admit::compose::{DEFAULT_NDOTS, MAX_NAMESERVERS, MAX_SEARCH_CHARACTER
 use crate::admit::names::MAX_NAME_BYTES;
 use crate::admit::options::FLAGS;
 use crate::admit::selector::Mark;
-use crate::admit::{DnsOption, Domain, Facts, FailOpen, Fallback, PodSelector, Policy, keys, stable_hash};
+use crate::admit::{
+    DnsOption, Domain, Facts, FailOpen, Fallback, PodSelector, Policy, Warning, keys, stable_hash,
+};
 
 /// A name and what is computed under it.
 type Named = (&'static str, String);
@@ -209,9 +211,16 @@ fn fallback(policy: &Policy, facts: &Facts) -> String {
     if facts.fail_open != FailOpen::Everywhere {
         return "true".to_owned();
     }
+    format!("{HOST_NETWORK} || {} == 'cluster'", wished_fallback(policy))
+}
+
+const FALLBACKS: &str = "['cluster', 'auto', 'none']";
+
+/// What the nearest level asks for.
+fn wished_fallback(policy: &Policy) -> String {
     let own = policy.defaults.fallback.unwrap_or(Fallback::Cluster);
     format!(
-        "{HOST_NETWORK} || ([variables.pFallback, variables.nFallback].filter(f, f in ['cluster', 'auto', 'none']) + [{}])[0] == 'cluster'",
+        "([variables.pFallback, variables.nFallback].filter(f, f in {FALLBACKS}) + [{}])[0]",
         text(&own.to_string())
     )
 }
@@ -309,7 +318,7 @@ pub(super) fn patch(revision: &str) -> String {
 }
 
 /// What is said of annotations that count for nothing: what must hold, and the words where it does not.
-pub(super) fn warnings() -> Vec<(String, String)> {
+pub(super) fn warnings(policy: &Policy, facts: &Facts) -> Vec<(String, String)> {
     let mut warnings = vec![(
         "!variables.optedIn || !variables.asksForShare".to_owned(),
         format!(
@@ -331,11 +340,21 @@ pub(super) fn warnings() -> Vec<(String, String)> {
             format!("variables.{level}LocalGood"),
             "one or two IP addresses, separated by a comma",
         );
-        check(
-            keys::FALLBACK,
-            format!("variables.{level}Fallback in ['cluster', 'auto', 'none']"),
-            crate::admit::policy::ALLOWED_FALLBACKS,
-        );
+        if facts.fail_open == FailOpen::Everywhere {
+            let good = format!("variables.{level}Fallback in {FALLBACKS}");
+            check(keys::FALLBACK, good, crate::admit::policy::ALLOWED_FALLBACKS);
+        } else {
+            // A namespace is not believed either, but nobody asks it where the pod wants the cluster DNS.
+            let good = format!("'cluster' in [variables.pFallback, variables.{level}Fallback]");
+            check(keys::FALLBACK, good, "cluster; a policy does not hear whether nodes fail open");
+        }
+    }
+    if facts.fail_open == FailOpen::Everywhere {
+        let injected = value("object", "annotations", keys::STATUS);
+        warnings.push((
+            format!("{injected} != 'injected' || !{HOST_NETWORK} || {} != 'none'", wished_fallback(policy)),
+            format!("nodestub: {}", Warning::FallbackKeptForHostNetwork),
+        ));
     }
     warnings
 }

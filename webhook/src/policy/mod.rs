@@ -8,7 +8,8 @@
 //! ```
 //!
 //! What differs from the webhook: `nodestub.io/revision` is a hash of the settings, not of what the pod got; a share of
-//! workloads cannot be computed, so namespaces with `nodestub.io/rollout` below 100% are left alone, with a warning; facts
+//! workloads cannot be computed, so namespaces with `nodestub.io/rollout` below 100% are left alone, with a warning; what nodes
+//! report is not heard, so `nodestub.io/fallback` is `cluster`, with a warning, unless the operator vouches for all nodes; facts
 //! are those of the moment at which the policy was printed. ApplyConfiguration would not do: the three lists of a
 //! `dnsConfig` are atomic.
 
@@ -19,7 +20,7 @@ use std::fmt;
 use serde_json::{Value, json};
 
 use crate::admit::policy::SYSTEM_NAMESPACES;
-use crate::admit::{Facts, Policy, Share};
+use crate::admit::{Facts, FailOpen, Fallback, Policy, Share};
 
 /// The name of the policy and its binding.
 pub const NAME: &str = "nodestub";
@@ -34,6 +35,8 @@ pub enum PolicyError {
     Rollout(Share),
     /// A policy does not know how many resolvers are ready.
     MinReadyResolvers(u8),
+    /// It follows what the nodes report, which a policy does not hear.
+    Fallback(Fallback),
     /// The webhook would warn of each pod; a policy would be wrong in silence.
     HostSearch,
     /// The facts that a policy is printed of must be given.
@@ -52,6 +55,10 @@ impl fmt::Display for PolicyError {
             Self::MinReadyResolvers(percent) => write!(
                 f,
                 "--min-ready-resolvers {percent} is not for a policy: it does not know how many are ready; use the webhook, or give 0"
+            ),
+            Self::Fallback(fallback) => write!(
+                f,
+                "--fallback {fallback} is not for a policy: it does not hear whether nodes fail open; use the webhook, vouch for all of them by --fail-open-everywhere, or give --fallback cluster"
             ),
             Self::HostSearch => f.write_str(
                 "--host-search is missing: a policy cannot warn of search domains that pods lose; give those of your nodes, or none",
@@ -74,6 +81,11 @@ pub fn render(policy: &Policy, facts: &Facts) -> Result<Vec<Value>, PolicyError>
     }
     if policy.min_ready_percent > 0 {
         return Err(PolicyError::MinReadyResolvers(policy.min_ready_percent));
+    }
+    if let Some(fallback @ (Fallback::Auto | Fallback::None)) = policy.defaults.fallback
+        && facts.fail_open != FailOpen::Everywhere
+    {
+        return Err(PolicyError::Fallback(fallback));
     }
     if facts.host_searches.is_none() {
         return Err(PolicyError::HostSearch);
@@ -134,7 +146,7 @@ pub fn render(policy: &Policy, facts: &Facts) -> Result<Vec<Value>, PolicyError>
                 "failurePolicy": "Ignore",
                 "matchConstraints": constraints,
                 "variables": named(&cel::texts()),
-                "validations": cel::warnings().iter().map(|(expression, message)| {
+                "validations": cel::warnings(policy, facts).iter().map(|(expression, message)| {
                     json!({"expression": expression, "message": message})
                 }).collect::<Vec<_>>(),
             }),
@@ -188,10 +200,15 @@ mod tests {
                 &["--host-search=none", "--min-ready-resolvers=90", "--resolvers=9/10"],
                 "--min-ready-resolvers 90",
             ),
+            (&["--host-search=none", "--fallback=auto"], "--fallback auto"),
             (&[], "--host-search is missing"),
         ] {
             let error = render_with(flags).unwrap_err().to_string();
             assert!(error.starts_with(said), "{flags:?}: {error}");
+        }
+        // Where the operator vouches for it, nothing need be heard.
+        for fallback in ["--fallback=auto", "--fallback=none"] {
+            render_with(&["--host-search=none", "--fail-open-everywhere", fallback]).unwrap();
         }
     }
 
