@@ -170,13 +170,22 @@ pub enum CompileError {
     Conflict(Name, SocketAddr),
 }
 
+/// A forwarder that may still be in use, and all that it was made from.
+#[derive(Debug)]
+struct KnownForwarder {
+    config: Forward,
+    servers: Vec<Server>,
+    material: Option<Material>,
+    forwarder: Weak<Forwarder>,
+}
+
 /// What is handed on from one Corefile to the next.
 #[derive(Debug)]
 pub struct Workshop {
     workers: usize,
     metrics_address: Option<SocketAddr>,
     counters: HashMap<(String, String), Arc<RouteCounters>>,
-    forwarders: Vec<(Forward, Vec<Server>, Option<Material>, Weak<Forwarder>)>,
+    forwarders: Vec<KnownForwarder>,
     hosts: Vec<(Hosts, Weak<HostsTable>)>,
 }
 
@@ -303,17 +312,21 @@ impl Workshop {
         let refused = |error| CompileError::Tls(config.from.clone(), error);
         let by_tls = to.iter().any(|server| server.by_tls.is_some());
         let material = by_tls.then(|| Material::read(&config.tls)).transpose().map_err(refused)?;
-        self.forwarders.retain(|(_, _, _, forwarder)| forwarder.strong_count() > 0);
-        let known = self
-            .forwarders
-            .iter()
-            .find(|(other, servers, with, _)| other == config && servers == to && *with == material);
-        if let Some(forwarder) = known.and_then(|(_, _, _, forwarder)| forwarder.upgrade()) {
+        self.forwarders.retain(|known| known.forwarder.strong_count() > 0);
+        let mut known = self.forwarders.iter();
+        let same =
+            known.find(|known| known.config == *config && known.servers == to && known.material == material);
+        if let Some(forwarder) = same.and_then(|known| known.forwarder.upgrade()) {
             return Ok(forwarder);
         }
         let tls = material.as_ref().map(Material::configure).transpose().map_err(refused)?;
         let forwarder = Arc::new(Forwarder::new(config, to, tls.as_ref()));
-        self.forwarders.push((config.clone(), to.to_vec(), material, Arc::downgrade(&forwarder)));
+        self.forwarders.push(KnownForwarder {
+            config: config.clone(),
+            servers: to.to_vec(),
+            material,
+            forwarder: Arc::downgrade(&forwarder),
+        });
         Ok(forwarder)
     }
 

@@ -434,7 +434,7 @@ fn balanced(balance: &load_balance::Balance, asked: &Asked, answered: Answered) 
 /// Whether an answer is better than one that has expired (RFC 8767, 4); with `prefer_positive`, than one with data.
 fn refreshes(answered: &Answered, prefers_data: bool) -> bool {
     let is_whole = !answered.answer.flags.has(Flags::TC);
-    if prefers_data && !answered.answer.counts.first().is_some_and(|count| *count > 0) {
+    if prefers_data && answered.answer.counts.first().is_none_or(|count| *count == 0) {
         return false;
     }
     is_whole && matches!(answered.answer.rcode, Rcode::NOERROR | Rcode::NXDOMAIN)

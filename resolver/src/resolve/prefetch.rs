@@ -74,7 +74,7 @@ impl Resolver {
             let _held = (claim, place);
             match forwarder.enter() {
                 Ok(_place) => ask_upstream(shelf, first, client).await,
-                Err(error) => shelf.failed(&error),
+                Err(error) => shelf.failed(&error, forwarder.transport(client)),
             }
         };
         route.counters.slow().prefetched();
