@@ -22,7 +22,7 @@ const SERVICE: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
 const CLUSTER_DNS: [&str; 2] = ["10.88.0.2", "fd88::2"];
 const POD: [&str; 2] = ["10.77.0.2", "fd77::2"];
 /// What a process may hold when it is killed: what was sent that long before.
-const HELD: Duration = Duration::from_millis(500);
+pub(crate) const HELD: Duration = Duration::from_millis(500);
 
 /// What plays kube-proxy.
 #[derive(Clone, Copy, PartialEq, Eq)]

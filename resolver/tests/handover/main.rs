@@ -292,21 +292,33 @@ fn serves_again_whenever_a_newcomer_is_killed_after_a_handover() {
     let serving = scene.first();
     scene.warm_up();
     let udp = UdpLoad::start(&scene.net, SERVER, &names(), 4, 2000);
+    let mut deaths = Vec::new();
     for round in 0..rounds(10, 50) {
         let mut newcomer = scene.start("Corefile");
         wait(&newcomer, "took over");
         udp.wait_for(u64::try_from(round % 5 * 50).unwrap());
+        let ending = Instant::now();
         if round % 2 == 0 {
             // Nobody reads for a while: what comes waits in the sockets of one who will never read it.
             newcomer.signal(Signal::STOP).unwrap();
             udp.wait_until_sent(50);
         }
         newcomer.kill().unwrap();
+        deaths.push((ending, Instant::now()));
         udp.wait_for(200);
     }
     let tally = udp.finish();
     eprintln!("{tally:?}");
-    assert_eq!(tally.lost, 0);
+    // What a dead one had taken out of its sockets died with it: at most a batch for each of its threads. What stood in
+    // them, fifty and more where nobody read for a while, is answered.
+    let batches = 16 * std::thread::available_parallelism().unwrap().get();
+    let mut lost = tally.lost_at.clone();
+    for (ending, dead) in deaths {
+        let before = lost.len();
+        lost.retain(|lost| *lost + failopen::HELD <= ending || *lost > dead);
+        assert!(before - lost.len() <= batches, "the queue of a dead one was lost: {tally:?}");
+    }
+    assert_eq!(lost, [], "{tally:?}");
     assert_eq!(scene.metric("nodestub_handover_total{result=\"resumed\"}"), rounds(10, 50).to_string());
     assert!(scene.get(HTTP, "/ready").starts_with("HTTP/1.1 200"));
     terminate(serving);
