@@ -66,7 +66,12 @@ impl Replica {
             .args(["--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", "--log-format=json"])
             .args(["--cluster-dns=10.96.0.10", "--cluster-domain=cluster.local", "--host-search=none"])
             .args(["--registration=nodestub-rotation", "--certificate-ip=127.0.0.1"])
-            .args(["--certificate-seconds=15", "--ca-seconds=30", "--connection-seconds=1"])
+            .args(if flags.iter().any(|flag| flag.starts_with("--certificate-seconds=")) {
+                &[][..]
+            } else {
+                &["--certificate-seconds=15", "--ca-seconds=30"]
+            })
+            .arg("--connection-seconds=1")
             .arg(format!("--own-namespace={OWN}"))
             .arg(format!("--namespace={LOAD}:nodestub.io/inject=enabled"))
             .arg(format!("--ports-file={}", ports.display()))
@@ -424,6 +429,53 @@ fn loses_no_call_with_the_secret_deleted_in_the_middle() {
     };
     delete(&mut stage);
     stage.rotate_under_load("deleted Secret", delete);
+}
+
+#[test]
+fn serves_on_while_the_api_server_is_out_of_reach_and_rotates_when_it_is_back() {
+    let _alone = ALONE.lock();
+    let Some((api, kubeconfig)) = api("unreachable API server") else { return };
+    // Longer than all of this takes: only what is served already can be served.
+    let lives = vec!["--certificate-seconds=120".to_owned(), "--ca-seconds=600".to_owned()];
+    let mut stage = Stage::set(api, kubeconfig.clone(), vec![lives; 2]);
+    // The replicas reach the API server through a port that can be closed; the API server reaches them as ever.
+    let text = std::fs::read_to_string(&kubeconfig).unwrap();
+    let behind = text.split_once("https://").unwrap().1;
+    let is_of_it = |letter: char| letter.is_ascii_digit() || ".:".contains(letter);
+    let server = behind.split(|letter| !is_of_it(letter)).next().unwrap().to_owned();
+    let gate = Balancer::start();
+    let port = gate.port();
+    gate.set(vec![server.parse().unwrap()]);
+    let gated = stage.home.path().join("gated.kubeconfig");
+    std::fs::write(&gated, text.replace(&server, &format!("127.0.0.1:{port}"))).unwrap();
+    stage.kubeconfig = gated.to_str().unwrap().to_owned();
+    for number in 0..stage.flags.len() {
+        let replica = stage.start(number, &[]);
+        until("the new replica", || replica.is_ready());
+        let old = std::mem::replace(&mut stage.replicas[number], replica);
+        stage.balance();
+        // Its last connection has ended by then.
+        std::thread::sleep(Duration::from_millis(2500));
+        drop(old);
+    }
+    until("a leader", || stage.leader().is_some());
+
+    let load = Load::start(&kubeconfig, LOAD, &pod());
+    drop(gate);
+    assert!(stage.kept("tls.crt").is_some(), "there is a Secret to lose");
+    stage.api.delete(SECRET);
+    // Longer than a leader keeps its Lease without renewing it.
+    std::thread::sleep(Duration::from_secs(10));
+    assert!(stage.kept("tls.crt").is_none(), "nobody can have mended it");
+    assert!(stage.replicas.iter().all(Replica::is_ready), "{}", stage.logs());
+    println!("unreachable API server: {:?}", load.counts());
+
+    let gate = Balancer::start_at(port);
+    gate.set(vec![server.parse().unwrap()]);
+    until("a new Secret", || stage.kept("tls.crt").is_some_and(|text| !text.is_empty()));
+    let counts = load.stop();
+    println!("unreachable API server, and back: {counts:?}");
+    assert_eq!(counts.failed, 0, "{:?}; logs: {}", counts.first_failure, stage.logs());
 }
 
 #[test]

@@ -123,9 +123,13 @@ pub(crate) struct Balancer {
 
 impl Balancer {
     pub(crate) fn start() -> Self {
+        Self::start_at(0)
+    }
+
+    pub(crate) fn start_at(port: u16) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let listener = runtime.block_on(TcpListener::bind(("127.0.0.1", port))).unwrap();
         let port = listener.local_addr().unwrap().port();
         let replicas = Arc::new(Mutex::new(Vec::new()));
         let connections = Arc::new(AtomicUsize::new(0));

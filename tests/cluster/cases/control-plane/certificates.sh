@@ -2,9 +2,16 @@
 # The webhook's certificates rotate under load with `failurePolicy: Fail`, and no call is lost: `webhook/tests/rotation.rs`
 # on this control plane. One rotation each; ten with NODESTUB_FULL=1.
 
-# rotation TEST
+# rotation TEST: and the figures of its last lines.
 rotation() {
-    on_node env "NODESTUB_KUBECONFIG=$CLUSTER_DIR/admin.kubeconfig" "$ROTATION_TESTS" --exact "$1" --nocapture
+    local output=$CLUSTER_DIR/rotation status=0 line
+    on_node env "NODESTUB_KUBECONFIG=$CLUSTER_DIR/admin.kubeconfig" "$ROTATION_TESTS" --exact "$1" --nocapture > "$output" 2>&1 ||
+        status=$?
+    cat "$output"
+    while IFS= read -r line; do
+        figure "$line"
+    done < <(grep -E ' CAs and .* leaves in |: mended after |, and back: ' "$output" || true)
+    return "$status"
 }
 
 test_certificates_rotate_under_load() {
@@ -41,4 +48,8 @@ test_certificates_of_cert_manager_wait_for_trust() {
 
 test_certificates_that_are_provided_stay_the_last_good() {
     rotation serves_what_somebody_provides_and_keeps_the_last_good_of_it
+}
+
+test_certificates_are_served_while_the_api_server_is_out_of_reach() {
+    rotation serves_on_while_the_api_server_is_out_of_reach_and_rotates_when_it_is_back
 }
