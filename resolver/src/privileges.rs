@@ -1,4 +1,4 @@
-//! What this process may do beyond any other, and the one thread that may do it.
+//! What this process may do beyond any other, and the two threads that may do it.
 //!
 //! ```text
 //!   main, before any other thread: confine()
@@ -13,8 +13,8 @@
 //! Why a thread keeps NET_ADMIN at all: rules and address are put right for as long as the process lives, and a reload
 //! may bind port 53 of a new address. Why threads of their own: capabilities are a thread's own, and those that read what
 //! comes from the network have none of them, by construction and not by remembering to. Why two: a system call of netlink
-//! waits for whoever has the kernel's lock, without limit, and ports must be bound all the same. Threads share their memory, so this
-//! keeps a mistake small; it does not keep out somebody who runs code of his own in here.
+//! waits for whoever has the kernel's lock, without limit, and ports must be bound all the same. Threads share their
+//! memory, so this keeps a mistake small; it does not keep out somebody who runs code of his own in here.
 //!
 //! File capabilities are permitted only (`setcap cap_net_admin,cap_net_bind_service=p`), so that the program starts
 //! where they are not granted as well; what is then refused by the kernel is said where it is refused.

@@ -78,7 +78,7 @@ test_the_resolver_becomes_ready_as_a_user_with_two_capabilities_and_pods_resolve
         name=$(on_node cat "/proc/$pid/task/$task/comm")
         expect_equal "capabilities of thread $name" \
             "$(on_node awk '$1 ~ /^Cap(Eff|Prm):$/ { print $2 }' "/proc/$pid/task/$task/status" | sort -u)" \
-            "$([[ $name == node ]] && echo 0000000000001400 || echo 0000000000000000)"
+            "$([[ $name == node || $name == ports ]] && echo 0000000000001400 || echo 0000000000000000)"
     done
 
     # What it set up is put right with no more than that.
