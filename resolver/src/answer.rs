@@ -91,7 +91,7 @@ pub fn answer<'a>(context: &Context<'a>, buffer: &mut [u8], length: usize) -> Ou
     let search = chain.and_then(|chain| chain.search.as_ref());
     let limit = size_limit(&query, context.protocol);
     let key = cache_key(&query, &route.block);
-    let use_hit = |hit: Hit<'_>| {
+    let probe = context.cache.probe(&key, context.now, policy.prefetch.as_ref(), |hit: Hit<'_>| {
         // `prefetch`: somebody has to ask, and answers this one too. And a denial may be where a walk along a search
         // list begins.
         let begins_search = search.is_some_and(|search| {
@@ -114,11 +114,7 @@ pub fn answer<'a>(context: &Context<'a>, buffer: &mut [u8], length: usize) -> Ou
             }
         }
         Some((length, hit.answer.rcode, hit.kind))
-    };
-    let probe = match &policy.prefetch {
-        None => context.cache.probe(&key, context.now, use_hit),
-        Some(prefetch) => context.cache.probe_popular(&key, context.now, prefetch, use_hit),
-    };
+    });
     match probe {
         Probe::Hit(Some((reply_length, rcode, kind))) => {
             let observation = observation(context, &query, length, reply_length, rcode, Source::Cache);

@@ -136,24 +136,14 @@ impl Cache {
         }
     }
 
-    /// Looks a key up without waiting and hands what is found to `use_hit`, which should only copy.
-    pub fn probe<R>(&self, key: &Key<'_>, now: Millis, use_hit: impl FnOnce(Hit<'_>) -> R) -> Probe<R> {
-        let hash = self.hash(key);
-        let mut shard = match self.shard(hash).try_lock() {
-            Ok(shard) => shard,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return Probe::Busy,
-        };
-        shard.get(hash, key, now).map_or(Probe::Miss, |hit| Probe::Hit(use_hit(hit)))
-    }
-
-    /// As [`Cache::probe`], and counts the hit. Where the answer should be refreshed the hit says so and is not counted: the
-    /// slow side is asked then, which counts it and takes the refresh upon itself.
-    pub fn probe_popular<R>(
+    /// Looks a key up without waiting and hands what is found to `use_hit`, which should only copy. A popularity counts the
+    /// hit; where the answer should be refreshed the hit says so and is not counted: the slow side is asked then, which
+    /// counts it and takes the refresh upon itself.
+    pub fn probe<R>(
         &self,
         key: &Key<'_>,
         now: Millis,
-        popularity: &Popularity,
+        popularity: Option<&Popularity>,
         use_hit: impl FnOnce(Hit<'_>) -> R,
     ) -> Probe<R> {
         let hash = self.hash(key);
@@ -162,7 +152,7 @@ impl Cache {
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return Probe::Busy,
         };
-        let hit = shard.get_popular(hash, key, now, popularity, false);
+        let hit = shard.get_popular(hash, key, now, popularity.map(|popularity| (popularity, false)));
         hit.map_or(Probe::Miss, |hit| Probe::Hit(use_hit(hit)))
     }
 
@@ -176,7 +166,7 @@ impl Cache {
         use_hit: impl FnOnce(Hit<'_>) -> R,
     ) -> Option<R> {
         let hash = self.hash(key);
-        lock(self.shard(hash)).get_popular(hash, key, now, popularity, true).map(use_hit)
+        lock(self.shard(hash)).get_popular(hash, key, now, Some((popularity, true))).map(use_hit)
     }
 
     /// A refresh has come to its end: if it brought nothing, another one may try.

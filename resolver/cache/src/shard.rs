@@ -105,24 +105,16 @@ impl Shard {
     }
 
     pub(crate) fn get(&mut self, hash: u64, key: &Key<'_>, now: Millis) -> Option<Hit<'_>> {
-        let slot = self.find(hash, key)?;
-        let entry = self.slots.get_mut(slot as usize)?;
-        let ttl_left = entry.ttl_left(now);
-        if ttl_left == 0 {
-            return None;
-        }
-        entry.frequency = (entry.frequency + 1).min(MAX_FREQUENCY);
-        Some(Hit { ttl_left, ttl: entry.ttl, kind: entry.kind(), refresh: false, answer: entry.answer() })
+        self.get_popular(hash, key, now, None)
     }
 
-    /// As [`Shard::get`], and counts it.
+    /// The same, and counts it where a popularity is given: with `true`, for somebody who does the refresh if it is due.
     pub(crate) fn get_popular(
         &mut self,
         hash: u64,
         key: &Key<'_>,
         now: Millis,
-        popularity: &Popularity,
-        claim: bool,
+        popularity: Option<(&Popularity, bool)>,
     ) -> Option<Hit<'_>> {
         let slot = self.find(hash, key)?;
         let entry = self.slots.get_mut(slot as usize)?;
@@ -131,8 +123,10 @@ impl Shard {
             return None;
         }
         entry.frequency = (entry.frequency + 1).min(MAX_FREQUENCY);
-        let age = now.0.saturating_sub(entry.stored);
-        let refresh = entry.asked.hit(popularity, age, ttl_left, entry.ttl, claim);
+        let refresh = popularity.is_some_and(|(popularity, claim)| {
+            let age = now.0.saturating_sub(entry.stored);
+            entry.asked.hit(popularity, age, ttl_left, entry.ttl, claim)
+        });
         Some(Hit { ttl_left, ttl: entry.ttl, kind: entry.kind(), refresh, answer: entry.answer() })
     }
 
