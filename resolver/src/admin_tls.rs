@@ -12,15 +12,14 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, ValueEnum};
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{NoClientAuth, WebPkiClientVerifier};
 use rustls::{
@@ -31,6 +30,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+
+use crate::pem;
 
 /// Handshakes under way at once; a further client waits in the kernel.
 const HANDSHAKES: usize = 16;
@@ -185,8 +186,7 @@ fn configure(flags: &TlsFlags) -> Result<Arc<ServerConfig>, TlsError> {
     };
     let provider = Arc::new(aws_lc_rs::default_provider());
     let chain = certificates("-tls-cert-file", &flags.certificate)?;
-    let key = PrivateKeyDer::from_pem_file(&flags.key)
-        .map_err(|error| file("-tls-private-key-file", &flags.key, format!("no key in PEM: {error}")))?;
+    let key = pem::key(&flags.key).map_err(|problem| file("-tls-private-key-file", &flags.key, problem))?;
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));
     let builder = builder.with_protocol_versions(versions).map_err(TlsError::Refused)?;
     let builder = builder.with_client_cert_verifier(verifier(flags, provider)?);
@@ -230,16 +230,11 @@ fn verifier(
     }
 }
 
-fn certificates(flag: &'static str, path: &PathBuf) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    match read {
-        Ok(found) if !found.is_empty() => Ok(found),
-        Ok(_) => Err(file(flag, path, "no certificate in PEM".to_owned())),
-        Err(error) => Err(file(flag, path, error.to_string())),
-    }
+fn certificates(flag: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    pem::certificates(path).map_err(|problem| file(flag, path, problem))
 }
 
-fn file(flag: &'static str, path: &std::path::Path, problem: String) -> TlsError {
+fn file(flag: &'static str, path: &Path, problem: String) -> TlsError {
     TlsError::File { flag, path: path.to_owned(), problem }
 }
 

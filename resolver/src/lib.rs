@@ -11,7 +11,7 @@
 //!   handover          to a newer process, and from an older one
 //!   privileges, signals, control, service   rights, the end, what probes ask, word to systemd
 //!   wish, node        address and rules      proof, obstacles, surroundings, cleanup, pods
-//!   app               puts it together       args, sources, kube_dns, clock, framing, watchdog, holder
+//!   app               puts it together       args, sources, kube_dns, clock, framing, pem, watchdog, holder
 //! ```
 //!
 //! Bytes are `nodestub-wire`'s, kept answers `nodestub-cache`'s, the Corefile's text `nodestub-corefile`'s, address and
@@ -44,6 +44,7 @@ pub mod loops;
 pub mod metrics;
 pub mod node;
 pub mod obstacles;
+pub mod pem;
 pub mod pods;
 pub mod privileges;
 pub mod proof;

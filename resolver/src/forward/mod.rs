@@ -21,7 +21,7 @@ mod health;
 mod hedge;
 mod rtt;
 mod tcp;
-pub(crate) mod tls;
+mod tls;
 mod udp;
 mod upstream;
 

@@ -9,10 +9,11 @@ use std::sync::Arc;
 
 use nodestub_corefile::config::tls::ForwardTls;
 use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio_rustls::TlsConnector;
+
+use crate::pem;
 
 /// Who is asked over TLS, and with what.
 #[derive(Clone)]
@@ -48,16 +49,19 @@ impl Material {
     /// # Errors
     /// It is not there, or not in PEM.
     pub fn read(config: &ForwardTls) -> Result<Self, TlsError> {
+        let file = |path: &Path| {
+            let path = path.to_owned();
+            move |problem| TlsError::File(path, problem)
+        };
+        let certificates = |path: &PathBuf| pem::certificates(path).map_err(file(path));
         let pair = match &config.pair {
             None => None,
             Some(pair) => {
-                let key = PrivateKeyDer::from_pem_file(&pair.key)
-                    .map_err(|error| TlsError::File(pair.key.clone(), format!("no key in PEM: {error}")))?;
-                Some((certificates(&pair.certificate)?, key))
+                Some((certificates(&pair.certificate)?, pem::key(&pair.key).map_err(file(&pair.key))?))
             }
         };
         let authorities = match &config.authorities {
-            Some(file) => certificates(file)?,
+            Some(path) => certificates(path)?,
             None => authorities_of_the_system()?,
         };
         Ok(Self { pair, authorities })
@@ -91,17 +95,8 @@ impl Material {
     }
 }
 
-pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    match read {
-        Ok(found) if !found.is_empty() => Ok(found),
-        Ok(_) => Err(TlsError::File(path.to_owned(), "no certificate in PEM".to_owned())),
-        Err(error) => Err(TlsError::File(path.to_owned(), error.to_string())),
-    }
-}
-
 /// Those of the image or the machine; `SSL_CERT_FILE` and `SSL_CERT_DIR` name others, as for CoreDNS.
-pub(crate) fn authorities_of_the_system() -> Result<Vec<CertificateDer<'static>>, TlsError> {
+fn authorities_of_the_system() -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let found = rustls_native_certs::load_native_certs();
     if found.certs.is_empty() {
         let why = found.errors.first().map_or_else(|| "no file has any".to_owned(), ToString::to_string);
