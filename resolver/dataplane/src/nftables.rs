@@ -168,10 +168,8 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Socket { step, cause } => write!(f, "{step}: {cause}{}", missing(cause)),
-            Self::Refused { step, cause } => {
-                write!(f, "the kernel refused {step}: {cause}{}", missing(cause))
-            }
+            Self::Socket { step, cause } => write!(f, "{step}: {cause}"),
+            Self::Refused { step, cause } => write!(f, "the kernel refused {step}: {cause}"),
             Self::NoAnswer => write!(f, "the kernel did not answer within {} s", ANSWER_DEADLINE.as_secs()),
             Self::Garbled(cause) => write!(f, "the kernel's answer could not be read: {cause}"),
             Self::Differs(what) => write!(f, "read back, the rules are not those that were sent: {what}"),
@@ -186,16 +184,6 @@ impl std::error::Error for Error {
             Self::Garbled(cause) => Some(cause),
             Self::NoAnswer | Self::Differs(_) => None,
         }
-    }
-}
-
-/// What to do where the kernel has no nf_tables: without the module, nfnetlink knows no such messages, and says one of these.
-fn missing(cause: &io::Error) -> &'static str {
-    match cause.raw_os_error() {
-        Some(libc::EOPNOTSUPP | libc::EPROTONOSUPPORT | libc::EINVAL) => {
-            "; a kernel without nf_tables says that: on the node, `modprobe nf_tables`, or a kernel that has it"
-        }
-        _ => "",
     }
 }
 
