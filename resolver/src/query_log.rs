@@ -42,7 +42,7 @@ pub struct Rule {
     classes: LogClasses,
     /// Shared with the lines that wait.
     format: Arc<LogFormat>,
-    /// The reply is looked into.
+    /// The format says something that is only seen in the reply's records.
     needs_records: bool,
 }
 
@@ -81,9 +81,8 @@ struct LogLine {
     duration: Duration,
     /// `None`: nothing was said.
     reply: Option<(Rcode, Flags)>,
-    /// Known where the format asks for it.
-    reply_bytes: usize,
-    kind: ReplyKind,
+    /// The reply, where the format asks what is in it: a copy is made faster than it is read.
+    packet: Option<Box<[u8]>>,
 }
 
 /// What a reply is (CoreDNS `response.Typify`).
@@ -105,8 +104,7 @@ impl Rule {
         Self {
             name: rule.name.clone(),
             classes: rule.classes,
-            needs_records: rule.classes != LogClasses::ALL
-                || asks(LogField::ReplySize)
+            needs_records: asks(LogField::ReplySize)
                 || asks(LogField::ReplyClass)
                 || asks(LogField::ReplyKind),
             format: Arc::new(rule.format.clone()),
@@ -116,9 +114,7 @@ impl Rule {
     /// The line that this rule wants, if it wants one.
     fn line(&self, answered: &Answered<'_>) -> Option<LogLine> {
         let Answered { query, client, server, observation, reply, received } = *answered;
-        let (kind, reply_bytes) =
-            if self.needs_records { look_into(reply) } else { (ReplyKind::OtherError, reply.len()) };
-        if self.classes != LogClasses::ALL && !kind.is_in(self.classes) {
+        if self.classes != LogClasses::ALL && !ReplyKind::of_packet(reply).is_in(self.classes) {
             return None;
         }
         Some(LogLine {
@@ -139,8 +135,7 @@ impl Rule {
             },
             duration: received.elapsed(),
             reply: Header::parse(reply).ok().map(|header| (observation.rcode, header.flags)),
-            reply_bytes,
-            kind,
+            packet: self.needs_records.then(|| reply.into()),
         })
     }
 }
@@ -168,17 +163,20 @@ impl QueryLog {
     }
 }
 
-/// What a reply is, and how many bytes it would have without compressed names, as CoreDNS counts them; OPT is left out.
-fn look_into(packet: &[u8]) -> (ReplyKind, usize) {
-    let Ok(reply) = Reply::parse(packet) else { return (ReplyKind::OtherError, packet.len()) };
+/// How many bytes a reply would have without compressed names, as CoreDNS counts them; OPT is left out.
+fn uncompressed(packet: &[u8]) -> usize {
+    let Ok(reply) = Reply::parse(packet) else { return packet.len() };
     let question = reply.name.as_bytes().len() + QUESTION_FIXED;
     let records = OwnedRecord::unpack(packet, &reply).unwrap_or_default();
     let of_one = |record: &OwnedRecord| record.owner.len() + RECORD_FIXED + record.data.len();
-    let bytes = HEADER + question + records.iter().map(of_one).sum::<usize>();
-    (ReplyKind::of(&reply), bytes)
+    HEADER + question + records.iter().map(of_one).sum::<usize>()
 }
 
 impl ReplyKind {
+    fn of_packet(packet: &[u8]) -> Self {
+        Reply::parse(packet).map_or(Self::OtherError, |reply| Self::of(&reply))
+    }
+
     /// Signatures that have expired are not looked for: they are the client's matter.
     fn of(reply: &Reply) -> Self {
         if matches!(reply.qtype, rtype::AXFR | rtype::IXFR) {
@@ -253,6 +251,7 @@ impl LogLine {
     }
 
     fn write_field(&self, field: LogField, text: &mut String) -> std::fmt::Result {
+        let packet = self.packet.as_deref().unwrap_or_default();
         match field {
             LogField::Type => text.push_str(&type_name(self.qtype)),
             LogField::Name => write!(text, "{}", self.name.to_name())?,
@@ -270,15 +269,15 @@ impl LogLine {
                 Some((rcode, _)) => write!(text, "{rcode}")?,
                 None => text.push('-'),
             },
-            LogField::ReplySize => write!(text, "{}", self.reply_bytes)?,
+            LogField::ReplySize => write!(text, "{}", uncompressed(packet))?,
             LogField::ReplyFlags => match self.reply {
                 Some((_, flags)) => text.push_str(&flag_words(flags)),
                 None => text.push('-'),
             },
             // Rust writes a number with as many digits as it needs, as Go does here.
             LogField::Duration => write!(text, "{}s", self.duration.as_secs_f64())?,
-            LogField::ReplyClass => text.push_str(self.kind.class()),
-            LogField::ReplyKind => text.push_str(self.kind.text()),
+            LogField::ReplyClass => text.push_str(ReplyKind::of_packet(packet).class()),
+            LogField::ReplyKind => text.push_str(ReplyKind::of_packet(packet).text()),
             LogField::Unset => text.push('-'),
         }
         Ok(())
@@ -353,7 +352,7 @@ mod tests {
             (reply(rtype::AXFR, 5, 0, None), "META", "error"),
             (Vec::new(), "OTHERERROR", "error"),
         ] {
-            let found = look_into(&packet).0;
+            let found = ReplyKind::of_packet(&packet);
             assert_eq!((found.text(), found.class()), (kind, class), "{packet:?}");
         }
     }
@@ -361,8 +360,8 @@ mod tests {
     #[test]
     fn sizes_are_told_as_if_no_name_were_compressed() {
         // 12 for the header, 8 + 4 for the question, 8 + 10 + 4 for each address.
-        assert_eq!(look_into(&reply(1, 0, 2, None)).1, 12 + 12 + 2 * 22);
-        assert_eq!(look_into(&[]).1, 0);
+        assert_eq!(uncompressed(&reply(1, 0, 2, None)), 12 + 12 + 2 * 22);
+        assert_eq!(uncompressed(&[]), 0);
     }
 
     #[test]
