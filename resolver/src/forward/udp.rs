@@ -131,6 +131,10 @@ impl UdpPool {
     }
 }
 
+/// A datagram has come, or the kernel's word that nobody listens there (ICMP): it tells of that as an error, and not as
+/// something to read, so who waits only to read waits in vain.
+const AN_END: Interest = Interest::READABLE.add(Interest::ERROR);
+
 /// The next datagram. Most are small: one buffer for each thread, and as many bytes as there are kept.
 async fn receive(socket: &UdpSocket) -> io::Result<Vec<u8>> {
     thread_local! {
@@ -142,14 +146,14 @@ async fn receive(socket: &UdpSocket) -> io::Result<Vec<u8>> {
             Ok(buffer.get(..length).unwrap_or(buffer).to_vec())
         })
     };
-    socket.async_io(Interest::READABLE, read).await
+    socket.async_io(AN_END, read).await
 }
 
 /// Notes that nothing more is expected: without this the next question would look for its answer before it can be there.
 /// Only once the answer has come, for the kernel tells of a datagram when it comes, and not of those that lie there: what
 /// lies behind the answer is found with the next one.
 fn expect_no_more(socket: &UdpSocket) {
-    if socket.try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into())).is_ok() {
+    if socket.try_io(AN_END, || Err::<(), _>(io::ErrorKind::WouldBlock.into())).is_ok() {
         // Never: the closure gives an error.
     }
 }
