@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The webhook's certificates rotate under load with `failurePolicy: Fail`, and no call is lost: `webhook/tests/rotation.rs`
+# The webhook's certificates rotate under load with `failurePolicy: Fail`, and no call is lost: `webhook/tests/rotation`
 # on this control plane. One rotation each; ten with NODESTUB_FULL=1.
 
 # rotation TEST: and the figures of its last lines.
@@ -43,11 +43,11 @@ test_an_emptied_bundle_is_mended() {
 }
 
 test_certificates_of_cert_manager_wait_for_trust() {
-    rotation serves_what_cert_manager_makes_once_the_api_server_trusts_it
+    rotation provided::serves_what_cert_manager_makes_once_the_api_server_trusts_it
 }
 
 test_certificates_that_are_provided_stay_the_last_good() {
-    rotation serves_what_somebody_provides_and_keeps_the_last_good_of_it
+    rotation provided::serves_what_somebody_provides_and_keeps_the_last_good_of_it
 }
 
 test_certificates_are_served_while_the_api_server_is_out_of_reach() {
