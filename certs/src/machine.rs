@@ -322,3 +322,20 @@ impl Retired {
         self.until.checked_add(plan.grace).is_some_and(|until| until <= now)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn renews_at_two_thirds_of_a_life_or_a_little_earlier_and_not_everything_at_once() {
+        let made = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let life = Duration::from_secs(240 * 60);
+        let renewals: BTreeSet<SystemTime> =
+            (0..100).map(|id| Certificate { id: Id(id), made, ends: made + life }.renew()).collect();
+        assert!(renewals.len() > 10, "{} moments for a hundred certificates", renewals.len());
+        assert!(renewals.iter().all(|at| *at >= made + life * 3 / 5 && *at <= made + life * 2 / 3));
+    }
+}
