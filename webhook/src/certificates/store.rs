@@ -97,3 +97,65 @@ pub(super) fn contents(secret: Option<&Secret>) -> Contents {
     let data = secret.and_then(|secret| secret.data.as_ref());
     data.into_iter().flatten().map(|(key, value)| (key.clone(), value.0.clone())).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use axum::http::{Request, Response};
+    use kube::client::Body;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// Writes over what was read, to an API server that answers with that status; and what it was asked.
+    fn write(read: Option<&Secret>, status: u16) -> (kube::Result<Written>, String, Value) {
+        let asked = Arc::new(Mutex::new(None));
+        let heard = Arc::clone(&asked);
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let heard = Arc::clone(&heard);
+            async move {
+                let method = request.method().to_string();
+                let body = request.into_body().collect_bytes().await?;
+                *heard.lock().unwrap() = Some((method, serde_json::from_slice(&body)?));
+                let reply = if status == 200 {
+                    json!({"metadata": {"name": "certificates", "resourceVersion": "8"}})
+                } else {
+                    json!({"kind": "Status", "status": "Failure", "reason": "x", "message": "x", "code": status})
+                };
+                let reply = Response::builder().status(status).body(Body::from(serde_json::to_vec(&reply)?));
+                Ok::<_, Box<dyn std::error::Error + Send + Sync>>(reply?)
+            }
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let written = runtime.block_on(async {
+            let store = Store::new(&Client::new(service, "here"), "here", "certificates");
+            store.write(read, &Kept::default()).await
+        });
+        let (method, body) = asked.lock().unwrap().take().unwrap();
+        (written, method, body)
+    }
+
+    #[test]
+    fn writes_only_over_what_was_read_and_says_when_somebody_was_faster() {
+        let read: Secret = serde_json::from_value(json!({
+            "metadata": {"name": "certificates", "resourceVersion": "7", "labels": {"mine": "yes"}},
+            "data": {"other": "eA=="},
+        }))
+        .unwrap();
+        let (written, method, body) = write(Some(&read), 409);
+        assert!(matches!(written, Ok(Written::Raced)), "{written:?}");
+        assert_eq!((method.as_str(), &body["metadata"]["resourceVersion"]), ("PUT", &json!("7")));
+        assert_eq!(
+            (&body["data"]["other"], &body["metadata"]["labels"]["mine"]),
+            (&json!("eA=="), &json!("yes"))
+        );
+        assert!(matches!(write(Some(&read), 404).0, Ok(Written::Raced)), "deleted meanwhile");
+
+        let (written, method, _) = write(None, 409);
+        assert!(matches!(written, Ok(Written::Raced)), "made by somebody else: {written:?}");
+        assert_eq!(method, "POST");
+        assert!(write(Some(&read), 403).0.is_err());
+        assert!(matches!(write(Some(&read), 200).0, Ok(Written::Done(_))));
+    }
+}
