@@ -459,7 +459,7 @@ impl<'a> Running<'a> {
         let lameduck = self.shared.tables.load().lameduck;
         tracing::info!(?lameduck, "stopping");
         tokio::time::sleep(lameduck).await;
-        self.listeners.turn_away();
+        self.listeners.turn_away().await;
         self.listeners.stop(DRAIN).await;
         self.shared.tables.load().flush_errors();
     }

@@ -45,6 +45,9 @@
 //! * **A conntrack zone and no packet mark** shows the way back: marks belong to others too (kube-proxy, Cilium). Each
 //!   address has its own zone, so several may share a target.
 //! * **Wildcard sockets count as absent** (`socket wildcard`): a listener on 0.0.0.0:53 is somebody else's.
+//! * **Transparent sockets count as absent** (`socket transparent`): so a resolver that ends sends new queries away and
+//!   still gets those that are past this question. Closing would lose them: between this question and the kernel's own
+//!   search for the socket lies some microsecond, and more where a virtual processor is stopped.
 //! * **`opened_tcp4`** holds TCP connections that were opened past the listener. When it is back, it would reset their
 //!   next segment; so they stay where they are. It is kept by client address, client port and address asked, for
 //!   [`OPENED_TIMEOUT_SECONDS`] after the last segment, at most [`OPENED_SIZE`] of them.
@@ -52,7 +55,7 @@
 //!   listener this time.
 //! * **`update` stands in a rule of its own**: a full set ends the rule, and the packet must go on to `open` all the same.
 //! * **`socket transparent 0`** in place of `socket wildcard 0` for TCP: the latter says nothing about sockets in
-//!   TIME_WAIT or half open, and this one is true of every socket that is no transparent proxy's.
+//!   TIME_WAIT or half open, and this one is true of every socket that does not ask to be passed by.
 //! * **`iif "lo" return`**: the host's own packets are bound to be delivered here, and cannot be sent out again. They
 //!   are not covered: without a listener they are refused, and without this rule they would get no word at all.
 //! * **Intercepted service addresses** go the same way, but chain `open` has no rule for them: the packet stays tracked
@@ -208,7 +211,13 @@ fn output(desired: &Desired, modes: &[(IpAddr, FailOpen)], rules: &mut Vec<Rule>
 fn dns_udp(has_target: bool, rules: &mut Vec<Rule>) {
     let chain = Chain::DnsUdp;
     let mut add = |statements, purpose| rules.push(Rule::new(chain, statements, purpose));
-    add(vec![Statement::SocketWildcard(false), Statement::NoTrack, Statement::Accept], "somebody listens");
+    let listener = vec![
+        Statement::SocketWildcard(false),
+        Statement::SocketTransparent(false),
+        Statement::NoTrack,
+        Statement::Accept,
+    ];
+    add(listener, "somebody listens");
     if has_target {
         add(vec![Statement::Goto(Chain::Open)], "nobody listens");
     }

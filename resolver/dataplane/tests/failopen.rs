@@ -8,7 +8,8 @@
 #[path = "common/cluster.rs"]
 mod cluster;
 
-use std::net::{IpAddr, SocketAddr};
+use std::io::{ErrorKind, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::num::NonZeroU16;
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use nodestub_dataplane::rules::Statement;
 use nodestub_dataplane::{Desired, Parts, Rule, Ruleset, apply, nftables};
 use nodestub_lab::Upstream;
 use nodestub_lab::skip::can_make_namespaces;
+use socket2::SockRef;
 
 /// What a story under changed rules waits for an answer that does not come. Too short, and every such story would be
 /// untrue for want of time: see [`is_told_in_time`].
@@ -206,6 +208,39 @@ fn keeps_connections_that_went_past_the_listener_when_a_restart_applies_again() 
     let _listener = cluster.listen(server.ip(), "listener");
     assert_eq!(stream.ask(), "cluster");
     assert_eq!(ask_tcp(&cluster.pod, 0, server, PATIENCE), "listener");
+}
+
+#[test]
+fn passes_by_a_listener_that_asks_for_it_but_not_its_connections() {
+    if !can_make_namespaces("passes_by_a_listener_that_asks_for_it_but_not_its_connections") {
+        return;
+    }
+    let wish = local_with_fallback().intercept(&SERVICE.map(ip)).unwrap();
+    let cluster = Cluster::new();
+    let _applied = cluster.node.block_on(async || apply(&wish, Parts::ALL).await.unwrap()).unwrap();
+    for address in wish.addresses() {
+        let server = SocketAddr::new(*address, DNS_PORT);
+        let bind = || (UdpSocket::bind(server).unwrap(), TcpListener::bind(server).unwrap());
+        let (udp, tcp) = cluster.node.run(bind).unwrap();
+        udp.set_nonblocking(true).unwrap();
+        assert_eq!(ask_udp(&cluster.pod, 20_000, server, IMPATIENCE), "silence", "{address}");
+        let mut before = open_tcp(&cluster.pod, 20_001, server, PATIENCE).unwrap();
+        let (mut accepted, _) = tcp.accept().unwrap();
+
+        SockRef::from(&udp).set_ip_transparent_v4(true).unwrap();
+        SockRef::from(&tcp).set_ip_transparent_v4(true).unwrap();
+        assert_eq!(ask_udp(&cluster.pod, 20_000, server, PATIENCE), "cluster", "{address}");
+        assert_eq!(ask_tcp(&cluster.pod, 20_002, server, PATIENCE), "cluster", "{address}");
+        // What had arrived is still there, and nothing came after it.
+        assert_eq!(udp.recv(&mut [0; 16]).unwrap(), 4, "{address}");
+        assert_eq!(udp.recv(&mut [0; 16]).unwrap_err().kind(), ErrorKind::WouldBlock, "{address}");
+        accepted.write_all(b"\0\x08listener").unwrap();
+        assert_eq!(before.ask(), "listener", "{address}");
+
+        SockRef::from(&udp).set_ip_transparent_v4(false).unwrap();
+        assert_eq!(ask_udp(&cluster.pod, 20_000, server, IMPATIENCE), "silence", "{address}");
+        assert_eq!(udp.recv(&mut [0; 16]).unwrap(), 4, "{address}");
+    }
 }
 
 /// The whole rules make the story true in the time that changed ones get. A machine that is busy just now may try again.

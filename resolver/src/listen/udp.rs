@@ -88,8 +88,8 @@ impl Listener {
     }
 
     /// Lets the kernel give no new query to this socket, though it stays open: what is in its queue can still be read,
-    /// and replies still leave by it. It is connected to where nobody is, so a packet from elsewhere is not for it, and
-    /// whoever looks for a listener (the rules of the kernel's fail-open do) finds none.
+    /// and replies still leave by it. It is connected to where nobody is, so a packet from elsewhere is not for it, and is
+    /// refused where no rules of ours send it elsewhere.
     ///
     /// Not for a socket that another process has a copy of.
     pub(super) fn turn_away(&self) -> io::Result<()> {
