@@ -255,6 +255,30 @@ fn a_death_costs_only_what_the_dead_one_held_over_ipvs() {
 }
 
 #[test]
+fn an_end_in_good_order_loses_nothing_in_both_families() {
+    let test = "an_end_in_good_order_loses_nothing_in_both_families";
+    let Some(place) = Place::new(test, Proxy::Dnat) else { return };
+    let mut daemon = place.serve();
+    place.warm_up();
+    let loads = place.load(rate());
+    for _ in 0..rounds(10, 100) {
+        loads.iter().for_each(|load| load.wait_for(100));
+        terminate(daemon);
+        // Nobody listens.
+        loads.iter().for_each(|load| load.wait_for(100));
+        daemon = place.serve();
+    }
+    loads.iter().for_each(|load| load.wait_for(100));
+    for load in loads {
+        let tally = load.finish();
+        eprintln!("{} of {} lost", tally.lost, tally.sent);
+        assert_eq!(tally.lost, 0, "{tally:?}");
+    }
+    assert!(!place.asked_by_pod().is_empty());
+    terminate(daemon);
+}
+
+#[test]
 fn a_handover_loses_nothing_in_both_families_and_nothing_is_tracked() {
     let test = "a_handover_loses_nothing_in_both_families_and_nothing_is_tracked";
     let Some(place) = Place::new(test, Proxy::Dnat) else { return };
