@@ -18,7 +18,8 @@ use std::time::Duration;
 
 use nodestub_cache::{Bounds, Limits, Popularity};
 use nodestub_corefile::config::{
-    BindTarget, Cache, Config, Forward, Hosts, HttpAddr, Reload, ServeStale, ServerBlock, Timeouts, Upstream,
+    Bind, BindTarget, Cache, Config, Forward, Hosts, HttpAddr, Reload, ServeStale, ServerBlock, Timeouts,
+    Upstream,
 };
 use nodestub_corefile::nameservers;
 use nodestub_wire::{MAX_LABELS, Name, rtype};
@@ -156,6 +157,8 @@ pub struct CachePolicy {
 pub enum CompileError {
     /// `bind` names a device that does not exist or has no address.
     Device(String),
+    /// `except` takes away all that `bind` names.
+    NothingToBind,
     /// The machine's addresses cannot be listed.
     Addresses(std::io::Error),
     /// A file with upstreams cannot be read.
@@ -224,7 +227,7 @@ impl Workshop {
         };
         for server_block in &config.blocks {
             let block = Arc::new(self.compile_block(server_block)?);
-            let addresses = listen_addresses(&server_block.bind, &server_block.bind_except)?;
+            let addresses = listen_addresses(&server_block.bind)?;
             for key in &server_block.zones {
                 for address in &addresses {
                     let listener = SocketAddr::new(*address, key.port);
@@ -267,15 +270,7 @@ impl Workshop {
             upstreams.push(read_upstreams(forward)?);
         }
         let mut meaning = DefaultHasher::new();
-        (
-            &block.zones,
-            &block.bind,
-            &block.bind_except,
-            &block.cache,
-            &block.hosts,
-            &block.forward,
-            &upstreams,
-        )
+        (&block.zones, &block.bind, &block.cache, &block.hosts, &block.forward, &upstreams)
             .hash(&mut meaning);
         // What changes what is kept, or how it is packed. What is done around the cache alone does not.
         (&block.template, block.minimal, block.whoami, block.load_balance.is_some(), &block.rewrite)
@@ -491,20 +486,19 @@ fn http_address(address: &HttpAddr) -> SocketAddr {
     SocketAddr::new(address.host.unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED)), address.port)
 }
 
-fn listen_addresses(bind: &[BindTarget], except: &[BindTarget]) -> Result<BTreeSet<IpAddr>, CompileError> {
+fn listen_addresses(bind: &[Bind]) -> Result<BTreeSet<IpAddr>, CompileError> {
     if bind.is_empty() {
         return Ok(wildcards());
     }
     let mut addresses = BTreeSet::new();
-    for target in bind {
-        addresses.extend(target_addresses(target)?);
-    }
-    for target in except {
-        for address in target_addresses(target)? {
-            addresses.remove(&address);
+    for bind in bind {
+        let mut except = BTreeSet::new();
+        for target in &bind.except {
+            except.extend(target_addresses(target)?);
         }
+        addresses.extend(target_addresses(&bind.target)?.difference(&except));
     }
-    Ok(addresses)
+    if addresses.is_empty() { Err(CompileError::NothingToBind) } else { Ok(addresses) }
 }
 
 fn target_addresses(target: &BindTarget) -> Result<BTreeSet<IpAddr>, CompileError> {
@@ -588,6 +582,9 @@ impl std::fmt::Display for CompileError {
             Self::Device(device) => write!(
                 f,
                 "bind: there is no network device {device:?}, or it has no address; name another one or an address"
+            ),
+            Self::NothingToBind => f.write_str(
+                "bind: `except` leaves no address to listen on; take a device or an address out of it",
             ),
             Self::Addresses(cause) => write!(f, "bind: cannot list the machine's addresses: {cause}"),
             Self::ResolvConf(file, cause) => write!(f, "forward: cannot read {}: {cause}", file.display()),

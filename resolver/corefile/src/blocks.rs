@@ -24,7 +24,6 @@ pub(crate) fn build(context: &mut Context<'_>, blocks: &[Block]) -> Config {
         let mut draft = Draft::new(ServerBlock {
             zones: keys.iter().map(|(key, _)| key.clone()).collect(),
             bind: Vec::new(),
-            bind_except: Vec::new(),
             errors: None,
             autopath: None,
             log: Vec::new(),
@@ -98,7 +97,8 @@ impl Served {
     fn add(&mut self, context: &mut Context<'_>, key: &ZoneKey, span: Span, draft: &Draft) {
         let earlier = self.0.entry((key.zone.clone(), key.port)).or_default();
         let everywhere = [None];
-        let bound: Vec<Option<BindTarget>> = draft.block.bind.iter().cloned().map(Some).collect();
+        let bound: Vec<Option<BindTarget>> =
+            draft.block.bind.iter().map(|bind| Some(bind.target.clone())).collect();
         let targets = if bound.is_empty() { everywhere.as_slice() } else { bound.as_slice() };
         for (index, target) in targets.iter().enumerate() {
             let found =

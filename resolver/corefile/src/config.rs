@@ -33,11 +33,8 @@ pub struct Config {
 pub struct ServerBlock {
     /// The zones that the block answers, with their ports; never empty, no zone and port twice in one block.
     pub zones: Vec<ZoneKey>,
-    /// `bind`: where to listen; empty means every address of the machine.
-    pub bind: Vec<BindTarget>,
-    /// `except` of `bind`: never listened on, though a device of [`bind`](Self::bind) has it. Empty where the parser
-    /// could take the exceptions away itself.
-    pub bind_except: Vec<BindTarget>,
+    /// `bind`: where to listen, all words of all of them; empty means every address of the machine.
+    pub bind: Vec<Bind>,
     /// `errors`: log what goes wrong with a query.
     pub errors: Option<Errors>,
     /// `log`: log queries; in the order of the file.
@@ -98,7 +95,16 @@ pub struct ZoneKey {
     pub port: u16,
 }
 
-/// One word of `bind`.
+/// One word of `bind`, and what its directive takes away.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Bind {
+    /// Where to listen.
+    pub target: BindTarget,
+    /// `except`: not there, though the target has it. Empty where the parser could take the exceptions away itself.
+    pub except: Vec<BindTarget>,
+}
+
+/// An address, or a device that has some.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum BindTarget {
     /// An address.

@@ -114,13 +114,11 @@ pub(crate) struct Draft {
     pub(crate) bind_spans: Vec<Span>,
     /// Where each directive stood first.
     first: HashMap<String, Span>,
-    /// Where `except` of `bind` names a device.
-    bind_except: Option<Span>,
 }
 
 impl Draft {
     pub(crate) fn new(block: ServerBlock) -> Self {
-        Self { block, bind_spans: Vec::new(), first: HashMap::new(), bind_except: None }
+        Self { block, bind_spans: Vec::new(), first: HashMap::new() }
     }
 
     /// Whether where to listen is unknown: there is a `bind`, and all of it is wrong.
@@ -140,7 +138,7 @@ pub(crate) fn read(context: &mut Context<'_>, directive: &Directive, draft: &mut
         return;
     }
     match name {
-        "bind" => bind::read(context, directive, draft, earlier.is_some()),
+        "bind" => bind::read(context, directive, draft),
         "cache" => draft.block.cache = cache::read(context, directive),
         "errors" => draft.block.errors = Some(logging::errors(context, directive)),
         "forward" => draft.block.forward.extend(forward::read(context, directive)),

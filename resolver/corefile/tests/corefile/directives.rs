@@ -7,8 +7,8 @@ use nodestub_corefile::config::answering::SearchPath;
 use nodestub_corefile::config::logging::{ErrorLevel, LogClasses, LogFormat};
 use nodestub_corefile::config::tls::{ForwardTls, KeyPair};
 use nodestub_corefile::config::{
-    BindTarget, Cache, CacheClass, Forward, Health, HostsEntry, HttpAddr, Policy, Prefetch, Ready, Reload,
-    ServeStale, Transport, Upstream,
+    Bind, BindTarget, Cache, CacheClass, Forward, Health, HostsEntry, HttpAddr, Policy, Prefetch, Ready,
+    Reload, ServeStale, Transport, Upstream,
 };
 use nodestub_wire::Name;
 
@@ -43,14 +43,17 @@ fn finding(directive: &str) -> String {
 
 #[test]
 fn bind_takes_addresses_devices_and_exceptions() {
-    let addr = |text: &str| BindTarget::Addr(text.parse().unwrap());
+    let address = |text: &str| BindTarget::Addr(text.parse().unwrap());
+    let on = |target: BindTarget, except: &[BindTarget]| Bind { target, except: except.to_vec() };
+    let addr = |text: &str| on(address(text), &[]);
     let device = |text: &str| BindTarget::Device(text.to_owned());
     assert_eq!(block("bind 1.2.3.4 ::5").bind, [addr("1.2.3.4"), addr("::5")]);
-    assert_eq!(block("bind 1.2.3.4\nbind lo").bind, [addr("1.2.3.4"), device("lo")]);
+    assert_eq!(block("bind 1.2.3.4\nbind lo").bind, [addr("1.2.3.4"), on(device("lo"), &[])]);
     let found = block("bind 1.2.3.4 1.2.3.5 {\n except 1.2.3.5\n}");
-    assert_eq!((found.bind, found.bind_except), (vec![addr("1.2.3.4")], vec![]));
-    let found = block("bind lo {\n except 127.0.0.1\n}");
-    assert_eq!((found.bind, found.bind_except), (vec![device("lo")], vec![addr("127.0.0.1")]));
+    assert_eq!(found.bind, [addr("1.2.3.4")]);
+    let found = block("bind lo {\n except 127.0.0.1\n}\nbind eth0 1.2.3.4 {\n except lo 1.2.3.4\n}");
+    let others = [device("lo"), address("1.2.3.4")];
+    assert_eq!(found.bind, [on(device("lo"), &[address("127.0.0.1")]), on(device("eth0"), &others)]);
     rejects(&[
         "bind",
         "bind 1.2.3.400",
@@ -61,7 +64,6 @@ fn bind_takes_addresses_devices_and_exceptions() {
         "bind lo {\n except\n}",
         "bind lo {\n excpt 127.0.0.1\n}",
         "bind 1.2.3.4 {\n except 1.2.3.4\n}",
-        "bind lo {\n except 127.0.0.1\n}\nbind eth0",
     ]);
 }
 
@@ -518,13 +520,8 @@ fn autopath_takes_the_search_list_of_a_file_or_of_the_cluster() {
     let found = read(". {\n autopath cluster.local @kubernetes\n}");
     assert_eq!(found.zones, names(&["cluster.local"]));
     assert_eq!(found.path, SearchPath::Kubernetes(names(&["corp.example"])));
-    rejects(&[
-        "autopath",
-        "autopath /etc/nothing",
-        "autopath @etcd",
-        "autopath @kubernetes\nautopath @kubernetes",
-        "autopath a..b /etc/resolv.conf",
-    ]);
+    rejects(&["autopath", "autopath /etc/nothing", "autopath @kubernetes\nautopath @kubernetes",
+        "autopath @etcd", "autopath a..b /etc/resolv.conf"]);
 }
 
 #[test]
