@@ -26,6 +26,7 @@ use crate::node::SetupErrors;
 use crate::obstacles::Obstacles;
 use crate::privileges;
 use crate::proof::Proof;
+use crate::self_check::{self, SelfChecks};
 use crate::surroundings::{Known, Service};
 use crate::tables::{Endpoints, Workshop};
 
@@ -57,6 +58,8 @@ pub struct Status {
     pub obstacles: Arc<Obstacles>,
     /// What became of handovers.
     pub handovers: Handovers,
+    /// What `health` found out about itself.
+    pub self_checks: Arc<SelfChecks>,
 }
 
 /// All HTTP servers.
@@ -154,6 +157,7 @@ impl Status {
                 (known.service_name.clone(), known.service)
             },
             obstacles: self.obstacles.report(),
+            self_checks: Arc::clone(&self.self_checks),
             ready: self.unready().is_empty(),
             handovers: self.handovers.counts(),
             has_stand_by: self.shared.has_stand_by.load(Relaxed),
@@ -162,8 +166,9 @@ impl Status {
 }
 
 impl Admin {
-    /// No server yet.
+    /// No server yet. From a task of tokio: what is served is asked from inside as well.
     pub fn new(status: Arc<Status>) -> Self {
+        self_check::start(&status);
         Self { status, servers: HashMap::new(), offered: HashMap::new(), tls: None }
     }
 

@@ -318,6 +318,7 @@ impl<'a> Running<'a> {
             known: known.clone(),
             obstacles: Arc::new(Obstacles::default()),
             handovers: Handovers::default(),
+            self_checks: Arc::default(),
         });
         let mut listeners = Listeners::start(&shared, workers, cpus).map_err(StartError::System)?;
         let mut admin = Admin::new(Arc::clone(&status));

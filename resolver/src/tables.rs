@@ -130,6 +130,8 @@ pub struct Block {
     pub log: Vec<query_log::Rule>,
     /// The zones of the block.
     pub zones: Vec<Name>,
+    /// Names of its directives for `coredns_plugin_enabled`; without `prometheus`, none.
+    pub plugins: Vec<&'static str>,
 }
 
 /// `cache` of one block.
@@ -293,6 +295,7 @@ impl Workshop {
             errors: block.errors.as_ref().map(ErrorLog::new),
             log: block.log.iter().map(query_log::Rule::new).collect(),
             zones: block.zones.iter().map(|key| key.zone.clone()).collect(),
+            plugins: block.prometheus.as_ref().map(|_| block.plugins()).unwrap_or_default(),
         })
     }
 
@@ -637,6 +640,7 @@ mod tests {
                 errors: None,
                 log: Vec::new(),
                 zones: Vec::new(),
+                plugins: Vec::new(),
             };
             let route = Route { zone: name(zone), counters: Arc::clone(&counters), block: Arc::new(block) };
             (name(zone).as_bytes().into(), Arc::new(route))

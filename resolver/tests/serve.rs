@@ -7,7 +7,7 @@ mod common;
 use std::net::{Ipv4Addr, TcpStream};
 use std::time::Duration;
 
-use common::{HANG, SERVER, Scene, ip, patient, patient_tcp, socket, upstream_in};
+use common::{HANG, Metrics, SERVER, Scene, ip, patient, patient_tcp, socket, upstream_in};
 use nodestub_lab::skip::can_make_namespaces;
 use nodestub_lab::upstream::{Data, Reply, answer, question, zone};
 use nodestub_lab::{Answer, Netns, Options, Signal, Transport, Upstream, dns, exchange};
@@ -471,6 +471,11 @@ fn health_ready_and_metrics_are_served_where_the_corefile_says_and_nowhere_else(
         assert_eq!(status, 200, "{address}");
         assert!(page.contains("# TYPE coredns_dns_requests_total counter"), "{page}");
     }
+    // `health` asks itself, and says how long that took.
+    let count = "coredns_health_request_duration_seconds_count";
+    until("health has asked itself", || {
+        Metrics(scene.get("127.0.0.1:9153", "/metrics").1).sum(count, &[]) > 0.0
+    });
     for (address, path) in [
         ("127.0.0.1:8080", "/ready"),
         ("127.0.0.1:8080", "/metrics"),
@@ -636,6 +641,10 @@ fn metrics_have_the_names_and_labels_of_coredns_and_move() {
         ("coredns_reload_failed_total", vec![], 0.0),
         ("coredns_forward_max_concurrent_rejects_total", vec![], 0.0),
         ("coredns_forward_healthcheck_broken_total", vec![], 0.0),
+        ("coredns_plugin_enabled", with(route, &[("name", "forward")]), 1.0),
+        ("coredns_plugin_enabled", with(route, &[("name", "cache")]), 1.0),
+        ("coredns_build_info", vec![("version", concat!("Nodestub-", env!("CARGO_PKG_VERSION")))], 1.0),
+        ("coredns_health_request_failures_total", vec![], 0.0),
         ("nodestub_ready", vec![], 1.0),
         ("nodestub_upstream_looped", vec![("to", "127.0.0.2:53")], 0.0),
     ];

@@ -86,6 +86,35 @@ pub struct ServerBlock {
     pub reload: Option<Reload>,
 }
 
+impl ServerBlock {
+    /// The directives that it has, of those that are asked about each query; in CoreDNS's order.
+    pub fn plugins(&self) -> Vec<&'static str> {
+        let all = [
+            (self.nsid.is_some(), "nsid"),
+            (self.bufsize.is_some(), "bufsize"),
+            (self.prometheus.is_some(), "prometheus"),
+            (self.errors.is_some(), "errors"),
+            (!self.log.is_empty(), "log"),
+            (self.local.is_some(), "local"),
+            (self.dns64.is_some(), "dns64"),
+            (self.any, "any"),
+            (self.chaos.is_some(), "chaos"),
+            (self.load_balance.is_some(), "loadbalance"),
+            (!self.rewrite.is_empty(), "rewrite"),
+            (self.autopath.is_some(), "autopath"),
+            (!self.acl.is_empty(), "acl"),
+            (self.cache.is_some(), "cache"),
+            (self.minimal, "minimal"),
+            (!self.template.is_empty(), "template"),
+            (self.hosts.is_some(), "hosts"),
+            (self.detect_loop, "loop"),
+            (!self.forward.is_empty(), "forward"),
+            (self.whoami, "whoami"),
+        ];
+        all.into_iter().filter(|(has, _)| *has).map(|(_, name)| name).collect()
+    }
+}
+
 /// A zone and the port where it is served.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ZoneKey {

@@ -29,6 +29,9 @@ pub fn any(asked: &Asked) -> OwnedRecord {
     }
 }
 
+/// What we call ourselves where CoreDNS says its name and version.
+pub const VERSION: &str = concat!("Nodestub-", env!("CARGO_PKG_VERSION"));
+
 /// `chaos`: who we are, for those who ask in class CH. `None`: another question.
 pub fn chaos(config: &Chaos, asked: &Asked) -> Option<Vec<OwnedRecord>> {
     if asked.qclass != CLASS_CHAOS || asked.qtype != TXT {
@@ -36,12 +39,7 @@ pub fn chaos(config: &Chaos, asked: &Asked) -> Option<Vec<OwnedRecord>> {
     }
     let texts = match asked.text().as_str() {
         "version.bind." | "version.server." => {
-            vec![
-                config
-                    .version
-                    .clone()
-                    .unwrap_or_else(|| concat!("Nodestub-", env!("CARGO_PKG_VERSION")).to_owned()),
-            ]
+            vec![config.version.clone().unwrap_or_else(|| VERSION.to_owned())]
         }
         "authors.bind." => {
             let mut authors = config.authors.clone();

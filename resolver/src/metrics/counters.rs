@@ -25,6 +25,9 @@ pub(super) const DURATION_BOUNDS: [f64; 16] = {
     bounds
 };
 
+/// Upper bounds of a few durations in seconds: CoreDNS's `SlimTimeBuckets`, 0.25 ms to 2.5 s.
+pub(super) const SLIM_BOUNDS: [f64; 5] = [0.00025, 0.0025, 0.025, 0.25, 2.5];
+
 /// Upper bounds of sizes in bytes: CoreDNS's.
 pub(super) const SIZE_BOUNDS: [f64; 14] =
     [0., 100., 200., 300., 400., 511., 1023., 2047., 4095., 8291., 16e3, 32e3, 48e3, 64e3];
@@ -184,6 +187,8 @@ impl<const PLACES: usize> Default for Histogram<PLACES> {
 
 /// Durations; the sum is in nanoseconds.
 pub type Durations = Histogram<17>;
+/// Durations in [`SLIM_BOUNDS`]; the sum is in nanoseconds.
+pub type SlimDurations = Histogram<6>;
 /// Sizes; the sum is in bytes.
 pub(super) type Sizes = Histogram<15>;
 
@@ -208,6 +213,15 @@ impl Durations {
     /// Counts one duration; any thread may.
     pub fn observe(&self, duration: Duration) {
         self.record(duration_place(duration), 1, nanoseconds(duration), Writers::Many);
+    }
+}
+
+impl SlimDurations {
+    /// Counts one duration; any thread may.
+    pub fn observe(&self, duration: Duration) {
+        let seconds = duration.as_secs_f64();
+        let place = SLIM_BOUNDS.partition_point(|bound| *bound < seconds);
+        self.record(place, 1, nanoseconds(duration), Writers::Many);
     }
 }
 

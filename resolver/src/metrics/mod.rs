@@ -10,6 +10,8 @@ mod page;
 mod plugins;
 mod text;
 
-pub use counters::{Counter, DROPPED, Durations, Lane, Observation, Protocol, RCODES, RouteCounters, Source};
+pub use counters::{
+    Counter, DROPPED, Durations, Lane, Observation, Protocol, RCODES, RouteCounters, SlimDurations, Source,
+};
 pub use page::{Facts, render};
 pub use plugins::PluginCounters;

@@ -1,6 +1,6 @@
 //! The page of metrics: names, labels and help texts of CoreDNS 1.15.0 where it has them; what is new is `nodestub_*`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::UNIX_EPOCH;
@@ -10,12 +10,14 @@ use nodestub_dataplane::obstacles::Report;
 use nodestub_wire::Rcode;
 
 use super::counters::{
-    DROPPED, DURATION_BOUNDS, Lane, Protocol, RCODES, RouteCounters, SIZE_BOUNDS, Source, TYPES,
+    DROPPED, DURATION_BOUNDS, Lane, Protocol, RCODES, RouteCounters, SIZE_BOUNDS, SLIM_BOUNDS, Source, TYPES,
 };
 use super::text::{Label, Page};
 use crate::listen::{Shared, overflow};
+use crate::local::small::VERSION;
 use crate::node::SetupErrors;
 use crate::proof::{Finding, State};
+use crate::self_check::SelfChecks;
 use crate::surroundings::Service;
 use crate::tables::Tables;
 
@@ -38,6 +40,8 @@ pub struct Facts {
     pub service: (String, Service),
     /// Chains of others that would drop our packets.
     pub obstacles: Report,
+    /// What `health` found out about itself.
+    pub self_checks: Arc<SelfChecks>,
     /// Whether `/ready` says yes.
     pub ready: bool,
     /// How handovers ended, by their label.
@@ -53,6 +57,7 @@ pub fn render(shared: &Shared, facts: &Facts) -> String {
     let mut routes: Vec<&RouteCounters> = facts.routes.iter().map(|route| &**route).collect();
     routes.sort_by_key(|route| (&route.server, &route.zone));
     build_info(&mut page);
+    plugins(&mut page, &tables);
     requests(&mut page, &routes);
     sizes_and_durations(&mut page, &routes);
     responses(&mut page, &routes);
@@ -62,6 +67,7 @@ pub fn render(shared: &Shared, facts: &Facts) -> String {
     shared.resolver.plugin_counters.write(&mut page);
     forward(&mut page, &tables);
     hosts(&mut page, &tables);
+    health(&mut page, &facts.self_checks);
     process(&mut page, shared, facts);
     page.into_text()
 }
@@ -79,6 +85,38 @@ fn build_info(page: &mut Page) {
     let name = "nodestub_build_info";
     page.family(name, "gauge", "A metric with a constant '1' value labeled by version.");
     page.sample(name, &[("version", &env!("CARGO_PKG_VERSION"))], 1);
+    let name = "coredns_build_info";
+    let help = "A metric with a constant '1' value labeled by version, revision, and goversion from which CoreDNS was built.";
+    page.family(name, "gauge", help);
+    page.sample(name, &[("version", &VERSION), ("revision", &""), ("goversion", &"")], 1);
+}
+
+/// Directives that answer or change a query, of blocks that have `prometheus`.
+fn plugins(page: &mut Page, tables: &Tables) {
+    let name = "coredns_plugin_enabled";
+    let help = "A metric that indicates whether a plugin is enabled on per server and zone basis.";
+    page.family(name, "gauge", help);
+    let routes = tables.listeners.values().flat_map(|zones| zones.routes());
+    // The wildcards of both families are one server.
+    let enabled: BTreeSet<(&str, &str, &str)> = routes
+        .flat_map(|route| {
+            let counters = &route.counters;
+            route.block.plugins.iter().map(|plugin| (&*counters.server, &*counters.zone, *plugin))
+        })
+        .collect();
+    for (server, zone, plugin) in enabled {
+        page.sample(name, &[("server", &server), ("zone", &zone), ("view", &""), ("name", &plugin)], 1);
+    }
+}
+
+fn health(page: &mut Page, checks: &SelfChecks) {
+    let name = "coredns_health_request_duration_seconds";
+    page.family(name, "histogram", "Histogram of the time (in seconds) each request took.");
+    let mut counts = [0; SLIM_BOUNDS.len() + 1];
+    let nanoseconds = checks.durations.add_to(&mut counts);
+    page.histogram(name, &[], &SLIM_BOUNDS, &counts, seconds(nanoseconds));
+    let help = "The number of times the health check failed.";
+    page.single("coredns_health_request_failures_total", "counter", help, checks.failures.get());
 }
 
 fn requests(page: &mut Page, routes: &[&RouteCounters]) {
