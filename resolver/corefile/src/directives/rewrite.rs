@@ -13,7 +13,7 @@ use crate::context::{Context, Problem};
 use crate::lexer::Token;
 use crate::mnemonics::{class_number, read_rcode, type_number};
 use crate::parser::Directive;
-use crate::report::shown;
+use crate::report::{Diagnostic, shown};
 use crate::values::number_u32;
 
 /// Longest regular expression, in bytes (CoreDNS `maxRegexpLen`).
@@ -162,14 +162,62 @@ fn read_name(context: &mut Context<'_>, field: &Token, arguments: &[Token]) -> O
         }
         _ => {}
     }
-    if let Some(token) = rest.first().filter(|token| token.text == "metadata") {
-        let problem = Problem::new("`metadata` of `rewrite name` is not supported by this version");
-        context.problem(token.span, problem.help("use groups such as `{1}`"));
-        return None;
-    }
+    let (metadata, rest) = match rest {
+        [word, rest @ ..] if word.text == "metadata" => (Some(word), rest),
+        _ => (None, rest),
+    };
     let (auto, answers) = read_answers(context, rest)?;
     let auto = auto || matches!(pattern, NamePattern::Exact(_));
+    if let Some(word) = metadata {
+        let NamePattern::Regex(regex) = &pattern else {
+            let problem = Problem::new("`metadata` stands behind a `regex` rule alone");
+            context.problem(word.span, problem.help("write `name regex FROM TO metadata`, or remove it"));
+            return None;
+        };
+        if let Some(label) = context.accept(to.span, label_of_replacement(&name, regex))? {
+            never_applies(context, to, &label);
+            return None;
+        }
+    }
     Some(NameRule { from: pattern, to: name, auto, answers })
+}
+
+/// The first label of metadata in the replacement of `name regex FROM TO metadata`; groups are none.
+fn label_of_replacement(to: &str, from: &Pattern) -> Result<Option<String>, Problem> {
+    let groups = Regex::new(from.as_str()).map_or(0, |regex| regex.captures_len() - 1);
+    let brace = || {
+        Problem::new(format!("the braces of {} do not match", shown(to)))
+            .help("write `{1}` for a group, `{PLUGIN/NAME}` for metadata")
+    };
+    let (mut rest, mut label) = (to, None);
+    while let Some((before, after)) = rest.split_once('{') {
+        let (inside, behind) = after.split_once('}').filter(|_| !before.contains('}')).ok_or_else(brace)?;
+        rest = behind;
+        match inside.parse::<i64>() {
+            Ok(group) if usize::try_from(group).is_ok_and(|group| group <= groups) => {}
+            Ok(_) => {
+                let problem = Problem::new(format!("the expression has no group {inside}"));
+                return Err(problem.help("put parentheses around each part that a group stands for"));
+            }
+            Err(_) if is_label(inside) && !inside.contains('{') => {
+                label.get_or_insert(inside.to_owned());
+            }
+            Err(_) => return Err(brace()),
+        }
+    }
+    if rest.contains('}') { Err(brace()) } else { Ok(label) }
+}
+
+/// `PLUGIN/NAME` (CoreDNS `metadata.IsLabel`).
+fn is_label(text: &str) -> bool {
+    text.find('/').is_some_and(|slash| slash > 0 && slash + 1 < text.len())
+}
+
+/// A rule whose metadata nobody sets. CoreDNS passes over it too: what its plugins set is set later, by an answer.
+fn never_applies(context: &mut Context<'_>, token: &Token, label: &str) {
+    let warning =
+        Diagnostic::warning(token.span, format!("nothing sets {}: this rule never applies", shown(label)));
+    context.report(warning.help("remove it, or use groups and variables such as `{1}` and `{qname}`"));
 }
 
 /// `answer auto`, `answer name FROM TO`, `answer value FROM TO`, in a row; the word `answer` may be left out from the
@@ -368,6 +416,10 @@ fn read_edns(context: &mut Context<'_>, field: &Token, arguments: &[Token]) -> O
         ("local", [code, data @ ..]) => {
             let code_number = context.accept(code.span, option_code(&code.text))?;
             let data = match data.first() {
+                Some(token) if metadata_label(&token.text).is_some() => {
+                    never_applies(context, token, metadata_label(&token.text).unwrap_or_default());
+                    return None;
+                }
                 Some(token) => context.accept(token.span, option_data(&token.text))?,
                 None => EdnsData::Bytes(Vec::new()),
             };
@@ -412,6 +464,11 @@ fn prefix_length(text: &str, most: u8) -> Result<u8, Problem> {
     })
 }
 
+/// The label in `{PLUGIN/NAME}`.
+fn metadata_label(text: &str) -> Option<&str> {
+    text.strip_prefix('{')?.strip_suffix('}').filter(|label| is_label(label))
+}
+
 fn option_data(text: &str) -> Result<EdnsData, Problem> {
     if text.starts_with('{') && text.ends_with('}') {
         return Ok(match text {
@@ -423,7 +480,7 @@ fn option_data(text: &str) -> Result<EdnsData, Problem> {
             "{server_ip}" => EdnsData::ServerIp,
             "{server_port}" => EdnsData::ServerPort,
             other => {
-                return Err(Problem::new(format!("the variable {} is not supported by this version", shown(other)))
+                return Err(Problem::new(format!("unknown variable {}", shown(other)))
                     .help("these are: {qname} {qtype} {client_ip} {client_port} {protocol} {server_ip} {server_port}"));
             }
         });

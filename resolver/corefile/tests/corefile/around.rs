@@ -131,7 +131,12 @@ fn rewrite_rejects_what_coredns_rejects_and_what_is_not_supported() {
         "rewrite name regex a b answer name x",
         "rewrite name regex (a) {1} answer nothing",
         "rewrite name regex (a) {1} answer auto answer name a b",
-        "rewrite name regex (a) {1} metadata",
+        "rewrite name exact a b metadata",
+        "rewrite name regex (a) {2} metadata",
+        "rewrite name regex (a) {x} metadata",
+        "rewrite name regex (a) {1 metadata",
+        "rewrite name regex (a) x}{1} metadata",
+        "rewrite name regex (a) {1} metadata extra",
         "rewrite name a b {\n answer auto\n}",
         "rewrite type A",
         "rewrite type A XYZ",
@@ -147,7 +152,7 @@ fn rewrite_rejects_what_coredns_rejects_and_what_is_not_supported() {
         "rewrite edns0 local set 0xffee",
         "rewrite edns0 local set 70000 a",
         "rewrite edns0 local set 0xffee 0xabc",
-        "rewrite edns0 local set 0xffee {metadata/x}",
+        "rewrite edns0 local set 0xffee {metadata}",
         "rewrite edns0 local do 0xffee a",
         "rewrite edns0 cookie set a b",
         "rewrite edns0 subnet set 33 56",
@@ -158,6 +163,21 @@ fn rewrite_rejects_what_coredns_rejects_and_what_is_not_supported() {
         finding("rewrite name regex (a)\\.test {2}.{1}"),
         "2:20 `{2}.{1}` uses 2 groups, and the expression has 1"
     );
+}
+
+#[test]
+fn rewrite_takes_metadata_and_leaves_out_what_nothing_sets() {
+    let Rule::Name(found) = rule("rewrite name regex (a)\\.test {1}.B.test metadata answer auto").rule else {
+        panic!()
+    };
+    assert_eq!((found.to.as_str(), found.auto), ("{1}.b.test.", true));
+    for text in [
+        "rewrite name regex (a) {1}.{view/name}.test metadata",
+        "rewrite edns0 local set 0xffee {forward/upstream}",
+    ] {
+        assert!(finding(text).contains("this rule never applies"), "{text}");
+        assert_eq!(block(text).rewrite, [], "{text}");
+    }
 }
 
 #[test]
