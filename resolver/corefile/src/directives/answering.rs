@@ -109,10 +109,16 @@ fn network(text: &str) -> Result<Network, Problem> {
     })
 }
 
-/// `loadbalance [round_robin|weighted FILE] { reload DURATION; prefer NETWORK... }`.
-pub(super) fn load_balance(context: &mut Context<'_>, directive: &Directive) -> Option<LoadBalance> {
+/// `loadbalance [round_robin|weighted FILE] { reload DURATION; prefer NETWORK... }`. Said twice, the later policy counts, and
+/// networks are preferred behind those of the `earlier` one.
+pub(super) fn load_balance(
+    context: &mut Context<'_>,
+    directive: &Directive,
+    earlier: Option<LoadBalance>,
+) -> Option<LoadBalance> {
     const RELOAD: Duration = Duration::from_secs(30);
-    let mut balance = LoadBalance { weighted: None, prefer: Vec::new() };
+    let prefer = earlier.map(|earlier| earlier.prefer).unwrap_or_default();
+    let mut balance = LoadBalance { weighted: None, prefer };
     match directive.arguments.as_slice() {
         [] => {}
         [policy] if policy.text == "round_robin" => {}
@@ -151,10 +157,15 @@ pub(super) fn load_balance(context: &mut Context<'_>, directive: &Directive) -> 
     Some(balance)
 }
 
-/// `dns64 [PREFIX] { translate_all; prefix PREFIX; allow_ipv4 }`.
-pub(super) fn dns64(context: &mut Context<'_>, directive: &Directive) -> Option<Dns64> {
+/// `dns64 [PREFIX] { translate_all; prefix PREFIX; allow_ipv4 }`. Said twice, the later one changes what it names.
+pub(super) fn dns64(
+    context: &mut Context<'_>,
+    directive: &Directive,
+    earlier: Option<Dns64>,
+) -> Option<Dns64> {
     const PREFIX: Ipv6Addr = Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0);
-    let mut dns64 = Dns64 { prefix: PREFIX, length: 96, translate_all: false, allow_ipv4: false };
+    let default = Dns64 { prefix: PREFIX, length: 96, translate_all: false, allow_ipv4: false };
+    let mut dns64 = earlier.unwrap_or(default);
     if !count(context, &directive.name, &directive.arguments, (0, 1), "dns64 [PREFIX]") {
         return None;
     }
@@ -184,10 +195,14 @@ pub(super) fn dns64(context: &mut Context<'_>, directive: &Directive) -> Option<
     Some(dns64)
 }
 
-/// `local { localhost_prefix on|off }`.
-pub(super) fn local(context: &mut Context<'_>, directive: &Directive) -> Option<Local> {
+/// `local { localhost_prefix on|off }`. Said twice, the later one changes what it names.
+pub(super) fn local(
+    context: &mut Context<'_>,
+    directive: &Directive,
+    earlier: Option<Local>,
+) -> Option<Local> {
     count(context, &directive.name, &directive.arguments, (0, 0), "local");
-    let mut local = Local { localhost_prefix: true };
+    let mut local = earlier.unwrap_or(Local { localhost_prefix: true });
     for option in options(context, directive, &[]) {
         if option.name.text != "localhost_prefix" {
             unknown_option(context, directive, option, &["localhost_prefix"], &[]);

@@ -162,9 +162,12 @@ pub(crate) fn read(context: &mut Context<'_>, directive: &Directive, draft: &mut
             draft.block.template.extend(template::read(context, directive, &zones));
         }
         "rewrite" => draft.block.rewrite.extend(rewrite::read(context, directive)),
-        "loadbalance" => draft.block.load_balance = answering::load_balance(context, directive),
-        "dns64" => draft.block.dns64 = answering::dns64(context, directive),
-        "local" => draft.block.local = answering::local(context, directive),
+        "loadbalance" => {
+            let earlier = draft.block.load_balance.take();
+            draft.block.load_balance = answering::load_balance(context, directive, earlier);
+        }
+        "dns64" => draft.block.dns64 = answering::dns64(context, directive, draft.block.dns64.take()),
+        "local" => draft.block.local = answering::local(context, directive, draft.block.local.take()),
         "chaos" => draft.block.chaos = Some(answering::chaos(context, directive)),
         "nsid" => answering::nsid(context, directive, &mut draft.block),
         "bufsize" => draft.block.bufsize = answering::bufsize(context, directive),
@@ -174,7 +177,7 @@ pub(crate) fn read(context: &mut Context<'_>, directive: &Directive, draft: &mut
         "debug" => notices::debug(context, directive),
         "pprof" => notices::pprof(context, directive),
         "trace" => notices::trace(context, directive),
-        "timeouts" => draft.block.timeouts = notices::timeouts(context, directive),
+        "timeouts" => draft.block.timeouts = notices::timeouts(context, directive, draft.block.timeouts),
         _ => unknown(context, &directive.name),
     }
 }
@@ -190,21 +193,14 @@ fn may_repeat(context: &mut Context<'_>, directive: &Directive, earlier: Span) -
     let span = directive.name.span;
     match name {
         "acl" | "bind" | "debug" | "forward" | "log" | "rewrite" | "template" | "trace" => true,
-        "health" => {
-            context.report(
-                Diagnostic::warning(
-                    span,
-                    "`health` stands twice in this block; what the later one says counts",
-                )
-                .also(earlier, "first here"),
-            );
+        "autopath" | "dns64" | "health" | "loadbalance" | "local" | "timeouts" => {
+            let twice = format!("`{name}` stands twice in this block; what the later one says counts");
+            context.report(Diagnostic::warning(span, twice).also(earlier, "first here"));
             true
         }
-        "reload" => {
-            context.report(
-                Diagnostic::warning(span, "`reload` stands twice in this block; only the first counts")
-                    .also(earlier, "this one counts"),
-            );
+        "any" | "bufsize" | "chaos" | "minimal" | "reload" | "whoami" => {
+            let twice = format!("`{name}` stands twice in this block; only the first counts");
+            context.report(Diagnostic::warning(span, twice).also(earlier, "this one counts"));
             false
         }
         _ if is_supported(name) => {

@@ -55,10 +55,11 @@ fn notice(context: &mut Context<'_>, directive: &Directive, help: &str) {
     context.report(Diagnostic::warning(directive.name.span, message).help(help));
 }
 
-/// `timeouts { read DURATION; write DURATION; idle DURATION; maxtcpqueries NUMBER }`
-pub(super) fn timeouts(context: &mut Context<'_>, directive: &Directive) -> Timeouts {
+/// `timeouts { read DURATION; write DURATION; idle DURATION; maxtcpqueries NUMBER }`. Said twice, the later one changes what it
+/// names.
+pub(super) fn timeouts(context: &mut Context<'_>, directive: &Directive, earlier: Timeouts) -> Timeouts {
     const OPTIONS: [&str; 4] = ["read", "write", "idle", "maxtcpqueries"];
-    let mut timeouts = Timeouts::default();
+    let mut timeouts = earlier;
     count(context, &directive.name, &directive.arguments, (0, 0), "timeouts {");
     let entries = options(context, directive, &[]);
     if entries.is_empty() {
@@ -74,9 +75,9 @@ pub(super) fn timeouts(context: &mut Context<'_>, directive: &Directive) -> Time
         }
         let Some(token) = one(context, option, &format!("{name} VALUE")) else { continue };
         if name == "maxtcpqueries" {
-            if token.text != "-1" {
-                timeouts.max_queries = context.accept(token.span, number_u32(&token.text, 1));
-            }
+            let most = number_u32(&token.text, 1).map(Some);
+            let most = if token.text == "-1" { Ok(None) } else { most };
+            timeouts.max_queries = context.accept(token.span, most).flatten();
             continue;
         }
         // CoreDNS takes a bare number for seconds here.

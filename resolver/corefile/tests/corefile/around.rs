@@ -181,6 +181,26 @@ fn rewrite_takes_metadata_and_leaves_out_what_nothing_sets() {
 }
 
 #[test]
+fn what_coredns_takes_twice_is_taken_twice_and_said() {
+    for name in ["any", "bufsize", "chaos", "minimal", "whoami"] {
+        assert!(finding(&format!("{name}\n{name}")).ends_with("only the first counts"), "{name}");
+    }
+    assert_eq!(block("bufsize 512\nbufsize 4096").bufsize, Some(512));
+    for name in ["autopath @kubernetes", "dns64", "loadbalance", "local"] {
+        assert!(finding(&format!("{name}\n{name}")).ends_with("the later one says counts"), "{name}");
+    }
+    let twice = "loadbalance {\n prefer 10.0.0.0/8\n}\nloadbalance {\n prefer fd00::/8\n}";
+    assert_eq!(block(twice).load_balance.unwrap().prefer, [network("10.0.0.0", 8), network("fd00::", 8)]);
+    let twice = "dns64 {\n allow_ipv4\n}\ndns64 2001:db8::/32";
+    let found = block(twice).dns64.unwrap();
+    assert_eq!((found.allow_ipv4, found.length), (true, 32));
+    let off = "local {\n localhost_prefix off\n}";
+    assert_eq!(block(&format!("{off}\nlocal")).local, Some(Local { localhost_prefix: false }));
+    let found = block("timeouts {\n read 5s\n idle 7s\n}\ntimeouts {\n idle 9s\n}").timeouts;
+    assert_eq!((found.read, found.idle), (Some(Duration::from_secs(5)), Some(Duration::from_secs(9))));
+}
+
+#[test]
 fn acl_reads_policies_with_types_and_networks() {
     let found = block(
         "acl a.test {\n allow net 10.0.0.0/8 192.0.2.7\n BLOCK type A AAAA net ::1\n}\nacl {\n drop net *\n}",
@@ -221,7 +241,6 @@ fn loadbalance_and_dns64_have_the_defaults_of_coredns() {
         "loadbalance round_robin 5",
         "loadbalance {\n prefer 10.0.0.0\n}",
         "loadbalance {\n reload 5s\n}",
-        "loadbalance\nloadbalance",
     ]);
     let default =
         Dns64 { prefix: "64:ff9b::".parse().unwrap(), length: 96, translate_all: false, allow_ipv4: false };
