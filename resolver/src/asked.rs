@@ -23,6 +23,10 @@ pub struct Asked {
     pub dnssec_ok: bool,
     /// EDNS options: the client's, and what `rewrite` has made of them.
     pub options: Vec<EdnsOption>,
+    /// Bytes of the query.
+    pub bytes: usize,
+    /// Bytes that the client takes: as its OPT record says, 512 without one, 65535 by TCP.
+    pub buffer_size: u16,
     /// The client.
     pub client: SocketAddr,
     /// How it asks.
@@ -64,6 +68,11 @@ impl Asked {
             options: options
                 .map(|(code, data)| EdnsOption { code, data: data.to_vec(), ours: false })
                 .collect(),
+            bytes: packet.len(),
+            buffer_size: match protocol {
+                Protocol::Tcp => u16::MAX,
+                Protocol::Udp => query.edns.map_or(512, |edns| edns.udp_size.max(512)),
+            },
             client,
             protocol,
             server,

@@ -14,6 +14,8 @@ use std::collections::BTreeMap;
 
 pub use run::TemplateError;
 
+use crate::expression::Value;
+
 /// Functions that may be called.
 pub const FUNCTIONS: [&str; 15] = [
     "and", "eq", "ge", "gt", "index", "le", "len", "lt", "ne", "not", "or", "parseInt", "print", "printf",
@@ -28,7 +30,7 @@ pub struct GoTemplate {
 }
 
 /// What a template can say about a query.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct TemplateData {
     /// `.Zone`: the zone of the template that matched.
     pub zone: String,
@@ -52,6 +54,8 @@ pub struct TemplateData {
     pub question: String,
     /// `.Remote`: the client's address.
     pub remote: String,
+    /// `.Var`: what `var` has come to.
+    pub variables: BTreeMap<String, Value>,
     /// `.Message`
     pub message: MessageData,
 }
@@ -170,6 +174,7 @@ mod tests {
             qtype: 1,
             question: "IP-10-95-12-8.example.".into(),
             remote: "10.244.0.7".into(),
+            variables: [("x".to_owned(), Value::Int(7)), ("f".to_owned(), Value::Float(0.5))].into(),
             message: MessageData { id: 4711, recursion_desired: true, ..MessageData::default() },
         }
     }
@@ -219,6 +224,7 @@ mod tests {
                 "IP-10-95-12-8.example. 1",
             ),
             ("{{ range .Message.Question }}{{ .Qtype }}{{ end }}", "1"),
+            ("{{ .Var.x }} {{ printf \"%02d\" .Var.x }} {{ .Var.f }} {{ .Var.y }}", "7 07 0.5 <no value>"),
             ("{{ .Match }}", "[ip-10-95-12-8.example. 10 0a]"),
         ] {
             assert_eq!(run(text).as_deref(), Ok(expected), "{text}");
@@ -249,7 +255,6 @@ mod tests {
             ("{{ nosuch 1 }}", (3, 9)),
             ("{{ define \"x\" }}{{ end }}", (3, 9)),
             ("{{ .Nmae }}", (3, 8)),
-            ("{{ .Var.x }}", (3, 7)),
             ("{{ if true }}x", (0, 13)),
             ("{{ end }}", (3, 6)),
             ("{{ $x }}", (3, 5)),

@@ -21,6 +21,7 @@ pub mod config;
 mod context;
 mod directives;
 pub mod environment;
+pub mod expression;
 pub mod gotemplate;
 mod lexer;
 mod mnemonics;

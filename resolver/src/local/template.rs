@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use nodestub_corefile::config::answering::Template;
+use nodestub_corefile::expression::{ExpressionError, QueryData, Value};
 use nodestub_corefile::gotemplate::{GoTemplate, MessageData, TemplateData};
 use nodestub_corefile::{class_name, type_name};
 use nodestub_wire::{Flags, Name, OwnedRecord, Rcode, Section, name_text, rtype};
@@ -84,12 +85,19 @@ impl Templates {
                 continue;
             }
             let text = asked.text();
-            match template.matches.iter().find(|regex| regex.is_match(&text)) {
-                Some(regex) => {
-                    return Verdict::Answer(Box::new(template.make(asked, &text, zone, regex)));
+            let matching = template.matches.iter().find(|regex| regex.is_match(&text));
+            let mut data = matching.map(|regex| data(asked, &text, zone, regex, &template.config));
+            let holds = data.as_mut().map(|data| template.holds(asked, data));
+            match (data, holds) {
+                (Some(data), Some(Ok(true))) => {
+                    return Verdict::Answer(Box::new(template.make(asked, &data)));
                 }
-                None if template.falls_through(&name) => {}
-                None => return Verdict::Fail,
+                (_, Some(Err(error))) => {
+                    tracing::debug!(name = text, %error, "an expression of a template comes to nothing");
+                    return Verdict::Fail;
+                }
+                _ if template.falls_through(&name) => {}
+                _ => return Verdict::Fail,
             }
         }
         Verdict::PassOn
@@ -112,8 +120,39 @@ impl Compiled {
         zones.is_some_and(|zones| zones.is_empty() || zones.iter().any(|zone| name.is_within(zone)))
     }
 
-    fn make(&self, asked: &Asked, text: &str, zone: &Name, regex: &Regex) -> Made {
-        let data = data(asked, text, zone, regex, &self.config);
+    /// Works out the variables, and whether all conditions are true. What is no condition is not true, as in CoreDNS.
+    fn holds(&self, asked: &Asked, data: &mut TemplateData) -> Result<bool, ExpressionError> {
+        let config = &self.config;
+        if config.variables.is_empty() && config.conditions.is_empty() {
+            return Ok(true);
+        }
+        let (rtype, class) = (type_name(asked.qtype), class_name(asked.qclass));
+        let query = QueryData {
+            rtype: &rtype,
+            class: &class,
+            name: &data.name,
+            protocol: asked.protocol.label(),
+            size: asked.bytes,
+            client: asked.client,
+            server: asked.server,
+            id: asked.id,
+            dnssec_ok: asked.dnssec_ok,
+            buffer_size: asked.buffer_size,
+            groups: &data.group,
+        };
+        for (name, expression) in &config.variables {
+            let value = expression.evaluate(&query, &data.variables)?;
+            data.variables.insert(name.clone(), value);
+        }
+        for condition in &config.conditions {
+            if condition.evaluate(&query, &data.variables)? != Value::Bool(true) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn make(&self, asked: &Asked, data: &TemplateData) -> Made {
         let mut made = Made {
             labels: [data.zone.clone(), data.class.clone(), data.rtype.clone()],
             rcode: Rcode(self.config.rcode),
@@ -133,7 +172,7 @@ impl Compiled {
             (Section::Authority, "authority", &config.authority),
         ] {
             for template in templates {
-                if let Err(failure) = made.add(template, &data, section, name) {
+                if let Err(failure) = made.add(template, data, section, name) {
                     made.failure = Some(failure);
                     return made;
                 }
@@ -199,6 +238,7 @@ fn data(asked: &Asked, text: &str, zone: &Name, regex: &Regex, config: &Template
         qtype: asked.qtype,
         question: name_text(&asked.name),
         remote: asked.client_ip().to_string(),
+        variables: BTreeMap::new(),
         message: MessageData {
             id: asked.id,
             recursion_desired: asked.flags.has(Flags::RD),

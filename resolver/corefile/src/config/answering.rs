@@ -8,6 +8,7 @@ use std::time::Duration;
 use nodestub_wire::Name;
 
 use super::rewriting::Pattern;
+use crate::expression::Expression;
 use crate::gotemplate::GoTemplate;
 
 /// A network: an address and how many bits of it count.
@@ -119,6 +120,10 @@ pub struct Template {
     pub zones: Vec<Name>,
     /// The first that matches the name is used; never empty.
     pub matches: Vec<Pattern>,
+    /// `var NAME EXPRESSION`: values for expressions behind it and for records, in the order of the file.
+    pub variables: Vec<(String, Expression)>,
+    /// `expr EXPRESSION`: what must be true for a name that matches.
+    pub conditions: Vec<Expression>,
     /// Records of the answer section.
     pub answer: Vec<GoTemplate>,
     /// Records of the additional section.

@@ -6,15 +6,29 @@ use super::rewrite::pattern;
 use super::{count, one, options, unknown_option, zone_list};
 use crate::config::answering::Template;
 use crate::context::{Context, Problem};
+use crate::expression::{Expression, is_reserved};
 use crate::gotemplate::GoTemplate;
+use crate::lexer::Token;
 use crate::mnemonics::{read_class, read_rcode, read_type};
 use crate::parser::{Directive, Entry};
-use crate::report::{Diagnostic, Span};
+use crate::report::{Diagnostic, Span, shown};
 use crate::values::number;
 
-const SUPPORTED: [&str; 8] =
-    ["match", "answer", "additional", "authority", "rcode", "ederror", "fallthrough", "upstream"];
-const UNSUPPORTED: [&str; 2] = ["var", "expr"];
+const SUPPORTED: [&str; 10] = [
+    "match",
+    "answer",
+    "additional",
+    "authority",
+    "var",
+    "expr",
+    "rcode",
+    "ederror",
+    "fallthrough",
+    "upstream",
+];
+
+/// Most variables, and most conditions, of one template: all are worked out for every query that matches.
+const MAX_EXPRESSIONS: usize = 64;
 
 /// Most lines of records of one template; each is made anew for every answer.
 const MAX_RECORDS: usize = 256;
@@ -30,6 +44,8 @@ pub(super) fn read(context: &mut Context<'_>, directive: &Directive, zones: &[Na
         qtype: context.accept(rtype.span, read_type(&rtype.text))?,
         zones: zone_list(context, zone_words),
         matches: Vec::new(),
+        variables: Vec::new(),
+        conditions: Vec::new(),
         answer: Vec::new(),
         additional: Vec::new(),
         authority: Vec::new(),
@@ -40,7 +56,8 @@ pub(super) fn read(context: &mut Context<'_>, directive: &Directive, zones: &[Na
     if zone_words.is_empty() {
         template.zones = zones.to_vec();
     }
-    for option in options(context, directive, &["match", "answer", "additional", "authority"]) {
+    for option in options(context, directive, &["match", "answer", "additional", "authority", "var", "expr"])
+    {
         read_option(context, directive, option, &mut template);
     }
     if template.matches.is_empty() {
@@ -62,6 +79,14 @@ fn read_option(context: &mut Context<'_>, directive: &Directive, option: &Entry,
         "answer" => records(context, option, &mut template.answer),
         "additional" => records(context, option, &mut template.additional),
         "authority" => records(context, option, &mut template.authority),
+        "var" => read_variable(context, option, template),
+        "expr" => {
+            if count(context, &option.name, &option.arguments, (1, usize::MAX), "expr EXPRESSION") {
+                let read = read_expression(context, &option.arguments, template);
+                template.conditions.extend(read);
+                bound(context, option, template.conditions.len());
+            }
+        }
         "rcode" => {
             if let Some(token) = one(context, option, "rcode CODE")
                 && let Some(code) = context.accept(token.span, read_rcode(&token.text))
@@ -83,8 +108,64 @@ fn read_option(context: &mut Context<'_>, directive: &Directive, option: &Entry,
         "upstream" => context.report(
             Diagnostic::warning(option.name.span, "`upstream` has no meaning any more").help("remove it"),
         ),
-        _ => unknown_option(context, directive, option, &SUPPORTED, &UNSUPPORTED),
+        _ => unknown_option(context, directive, option, &SUPPORTED, &[]),
     }
+}
+
+/// `NAME EXPRESSION`.
+fn read_variable(context: &mut Context<'_>, option: &Entry, template: &mut Template) {
+    if !count(context, &option.name, &option.arguments, (2, usize::MAX), "var NAME EXPRESSION") {
+        return;
+    }
+    let Some((name, words)) = option.arguments.split_first() else { return };
+    let text = name.text.as_str();
+    let is_name = text.starts_with(|c: char| c == '_' || c.is_ascii_alphabetic())
+        && text.bytes().all(|byte| byte == b'_' || byte.is_ascii_alphanumeric());
+    if !is_name {
+        let problem = Problem::new(format!("{} cannot be the name of a variable", shown(text)));
+        context.problem(name.span, problem.help("write letters, digits and `_`, a digit not first"));
+        return;
+    }
+    if is_reserved(text) || template.variables.iter().any(|(known, _)| known == text) {
+        let problem = Problem::new(format!("the name {} is taken already", shown(text)));
+        context.problem(name.span, problem.help("write another one"));
+        return;
+    }
+    if let Some(expression) = read_expression(context, words, template) {
+        template.variables.push((text.to_owned(), expression));
+        bound(context, option, template.variables.len());
+    }
+}
+
+fn bound(context: &mut Context<'_>, option: &Entry, number: usize) {
+    if number == MAX_EXPRESSIONS + 1 {
+        let message = format!("more than {MAX_EXPRESSIONS} of {} in one template", shown(&option.name.text));
+        context.problem(option.name.span, Problem::new(message).help("use several templates"));
+    }
+}
+
+/// Its words, with one space between two, as CoreDNS reads them.
+fn read_expression(context: &mut Context<'_>, words: &[Token], template: &Template) -> Option<Expression> {
+    let known: Vec<_> =
+        template.variables.iter().map(|(name, expression)| (name.clone(), expression.kind())).collect();
+    let texts: Vec<&str> = words.iter().map(|word| word.text.as_str()).collect();
+    let error = match Expression::parse(&texts.join(" "), &known) {
+        Ok(expression) => return Some(expression),
+        Err(error) => error,
+    };
+    let mut start = 0;
+    for (index, word) in words.iter().enumerate() {
+        let end = start + word.text.len();
+        if error.at.0 < end || index + 1 == words.len() {
+            let at = (error.at.0.saturating_sub(start), error.at.1.saturating_sub(start));
+            let source = context.sources.get(word.span.source).map_or("", |source| source.text.as_str());
+            let span = inside(source, word.span, &word.text, at);
+            context.problem(span, Problem::new(error.message.clone()).help(error.help.clone()));
+            break;
+        }
+        start = end + 1;
+    }
+    None
 }
 
 fn records(context: &mut Context<'_>, option: &Entry, records: &mut Vec<GoTemplate>) {

@@ -10,8 +10,10 @@ const FOREIGN: [&str; 10] =
     ["define", "template", "block", "break", "continue", "call", "html", "js", "urlquery", "slice"];
 
 /// Fields of the data as a whole.
-const FIELDS: [&str; 11] =
-    ["Message", "Zone", "Name", "Regex", "Match", "Group", "Class", "Type", "Question", "Remote", "Meta"];
+const FIELDS: [&str; 12] = [
+    "Message", "Zone", "Name", "Regex", "Match", "Group", "Class", "Type", "Question", "Remote", "Var",
+    "Meta",
+];
 
 #[derive(Debug, Clone, PartialEq)]
 enum Kind {
@@ -535,8 +537,5 @@ fn check_field(fields: &[String], at: (usize, usize)) -> Result<(), ReadError> {
     }
     let end = at.0 + at.1.min(at.0 + 1 + first.len()).saturating_sub(at.0);
     let help = format!("these are there: {}", FIELDS.map(|field| format!(".{field}")).join(", "));
-    Err(match first.as_str() {
-        "Var" => error((at.0, end), format!("`.{first}` is not supported by this version"), &help),
-        _ => error((at.0, end), format!("there is no field `.{first}`"), &help),
-    })
+    Err(error((at.0, end), format!("there is no field `.{first}`"), &help))
 }

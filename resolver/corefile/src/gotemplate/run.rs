@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::{MessageData, Node, Operand, Pipeline, TemplateData};
+use crate::expression;
 
 /// Longest text that one template makes, in bytes: a record cannot be longer.
 const MAX_OUTPUT: usize = 65_535;
@@ -21,6 +22,8 @@ enum Value {
     Bool(bool),
     List(Vec<String>),
     Map(std::collections::BTreeMap<String, String>),
+    /// `.Var`
+    Variables,
     Data,
     Question,
     /// The query's packet: its header, and its one question.
@@ -197,6 +200,8 @@ impl Runner<'_> {
             (Value::Data, "Class") => text(&data.class),
             (Value::Data, "Type") => text(&data.rtype),
             (Value::Data, "Remote") => text(&data.remote),
+            (Value::Data, "Var") => Value::Variables,
+            (Value::Variables, name) => data.variables.get(name).map_or(Value::Nothing, Value::from),
             (Value::Data, "Question") => Value::Question,
             (Value::Data, "Message") => Value::Message,
             (Value::Message, "Question") => Value::Questions,
@@ -284,6 +289,7 @@ fn call(name: &str, arguments: &[Value]) -> Result<Value, TemplateError> {
                 }
                 (Value::Questions, Value::Number(0)) => Ok(Value::Question),
                 (Value::Questions, Value::Number(index)) => fails(format!("there is no item {index}")),
+                (Value::Variables, Value::Text(_)) => fails("`index` of `.Var`: write `.Var.NAME`"),
                 (Value::Map(map), Value::Text(key)) => {
                     Ok(Value::Text(map.get(key).cloned().unwrap_or_default()))
                 }
@@ -385,6 +391,20 @@ fn printf(format: &str, values: &[Value]) -> Result<String, TemplateError> {
     Ok(text)
 }
 
+impl From<&expression::Value> for Value {
+    fn from(value: &expression::Value) -> Self {
+        match value {
+            expression::Value::Nil => Self::Nothing,
+            expression::Value::Bool(value) => Self::Bool(*value),
+            expression::Value::Int(number) => Self::Number(i128::from(*number)),
+            expression::Value::Text(text) => Self::Text(text.clone()),
+            expression::Value::List(list) => Self::List(list.iter().map(ToString::to_string).collect()),
+            // Shown as Go shows it; not a number to reckon with.
+            expression::Value::Float(_) => Self::Text(value.to_string()),
+        }
+    }
+}
+
 impl Value {
     fn is_true(&self) -> bool {
         match self {
@@ -393,7 +413,7 @@ impl Value {
             Self::Bool(value) => *value,
             Self::List(list) => !list.is_empty(),
             Self::Map(map) => !map.is_empty(),
-            Self::Data | Self::Question | Self::Message | Self::Questions => true,
+            Self::Data | Self::Question | Self::Message | Self::Questions | Self::Variables => true,
             Self::Nothing => false,
         }
     }
@@ -420,6 +440,7 @@ impl fmt::Display for Value {
                 write!(f, "map[{}]", pairs.join(" "))
             }
             Self::Data => f.write_str("the data"),
+            Self::Variables => f.write_str("the variables"),
             Self::Question => f.write_str("the question"),
             Self::Message => f.write_str("the message"),
             Self::Questions => f.write_str("the questions"),

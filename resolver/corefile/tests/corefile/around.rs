@@ -312,12 +312,24 @@ fn template_reads_its_options_and_shows_the_place_inside_a_record() {
         "template IN A {\n rcode X\n}",
         "template IN A {\n ederror x\n}",
         "template IN A {\n ederror 1 2 3\n}",
-        "template IN A {\n var x 1\n}",
-        "template IN A {\n expr true\n}",
+        "template IN A {\n var x\n}",
+        "template IN A {\n var 1x 1\n}",
+        "template IN A {\n var len 1\n}",
+        "template IN A {\n var x 1\n var x 2\n}",
+        "template IN A {\n var x y + 1\n var y 1\n}",
+        "template IN A {\n expr\n}",
+        "template IN A {\n expr nosuch()\n}",
         "template IN A {\n nothing\n}",
     ]);
     assert_eq!(
         finding("template IN A {\n answer \"{{ .Nmae }} 60 IN A 192.0.2.1\"\n}"),
         "3:13 there is no field `.Nmae`"
     );
+    let found = block(
+        "template IN A {\n var x int(group('n'))\n var y x * 2\n expr y > 1\n expr \"name() != ''\"\n}",
+    );
+    let [template] = found.template.as_slice() else { panic!() };
+    assert_eq!((template.variables.len(), template.conditions.len()), (2, 2));
+    assert_eq!((template.variables[1].0.as_str(), template.variables[1].1.text()), ("y", "x * 2"));
+    assert_eq!(finding("template IN A {\n expr name() + \"z + 1\"\n}"), "3:17 there is no variable `z`");
 }
