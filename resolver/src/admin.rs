@@ -69,7 +69,7 @@ pub struct Admin {
     servers: HashMap<SocketAddr, Server>,
     /// Sockets that another process has handed over, not taken yet.
     offered: HashMap<SocketAddr, OwnedFd>,
-    /// The address that is served by HTTPS.
+    /// The address that the flags serve by HTTPS.
     tls: Option<(SocketAddr, Arc<Tls>)>,
 }
 
@@ -79,6 +79,8 @@ struct Server {
     socket: std::net::TcpListener,
     /// Ends the serving.
     stop: CancellationToken,
+    /// By HTTPS.
+    tls: Option<Arc<Tls>>,
 }
 
 /// Sockets for HTTP servers that do not run yet.
@@ -198,9 +200,14 @@ impl Admin {
     pub fn resume(&mut self) {
         for (address, server) in &mut self.servers {
             server.stop = CancellationToken::new();
-            let tls = self.tls.as_ref().filter(|(secured, _)| secured == address).map(|(_, tls)| tls);
-            serve(&self.status, *address, &server.socket, tls, server.stop.clone());
+            serve(&self.status, *address, &server.socket, server.tls.as_ref(), server.stop.clone());
         }
+    }
+
+    /// What an address is served with: as the flags say, or else the Corefile.
+    fn tls_of(&self, address: SocketAddr, wanted: &HashMap<SocketAddr, Arc<Tls>>) -> Option<Arc<Tls>> {
+        let by_flags = self.tls.as_ref().filter(|(secured, _)| *secured == address).map(|(_, tls)| tls);
+        by_flags.or_else(|| wanted.get(&address)).cloned()
     }
 
     /// Binds what `wanted` has and we have not. Nothing that runs is touched.
@@ -223,8 +230,13 @@ impl Admin {
         Ok(Prepared(prepared))
     }
 
-    /// Goes over to `wanted`: starts what was prepared, stops what is no longer wanted.
-    pub fn apply(&mut self, wanted: &HashMap<SocketAddr, Endpoints>, prepared: Prepared) {
+    /// Goes over to `wanted`: starts what was prepared, stops what is no longer wanted. `by_tls`: what is served by HTTPS.
+    pub fn apply(
+        &mut self,
+        wanted: &HashMap<SocketAddr, Endpoints>,
+        by_tls: &HashMap<SocketAddr, Arc<Tls>>,
+        prepared: Prepared,
+    ) {
         self.servers.retain(|address, server| {
             let keep = wanted.contains_key(address);
             if !keep {
@@ -237,9 +249,20 @@ impl Admin {
                 tracing::info!(address = %bound, ?endpoints, "serving HTTP");
             }
             let stop = CancellationToken::new();
-            let tls = self.tls.as_ref().filter(|(secured, _)| *secured == address).map(|(_, tls)| tls);
-            serve(&self.status, address, &socket, tls, stop.clone());
-            self.servers.insert(address, Server { socket, stop });
+            let tls = self.tls_of(address, by_tls);
+            serve(&self.status, address, &socket, tls.as_ref(), stop.clone());
+            self.servers.insert(address, Server { socket, stop, tls });
+        }
+        let addresses: Vec<SocketAddr> = self.servers.keys().copied().collect();
+        for address in addresses {
+            let tls = self.tls_of(address, by_tls);
+            let Some(server) = self.servers.get_mut(&address) else { continue };
+            if server.tls.as_ref().map(Arc::as_ptr) != tls.as_ref().map(Arc::as_ptr) {
+                server.stop.cancel();
+                server.stop = CancellationToken::new();
+                serve(&self.status, address, &server.socket, tls.as_ref(), server.stop.clone());
+                server.tls = tls;
+            }
         }
     }
 

@@ -1,9 +1,10 @@
-//! HTTPS for `-metrics-listen-address`: the `-tls-*` flags of kubernetes-sigs/node-local-dns.
+//! HTTPS for metrics: `-metrics-listen-address` by the `-tls-*` flags of kubernetes-sigs/node-local-dns, and `prometheus` by its
+//! `tls` FILE (`web_config`).
 //!
 //! ```text
-//!   flags ─► Tls::new: files read, refused here ─► TlsListener: each handshake in a task of its own ─► axum
-//!                 ▲                                       │
-//!                 └── read again when one has changed ────┘
+//!   flags, or a file ─► Tls::new, Tls::of_file: files read, refused here ─► TlsListener: each handshake in a task of its own ─► axum
+//!                              ▲                          │
+//!                              └── again when one changed ┘
 //! ```
 //!
 //! The reference is its metrics server, which is Prometheus' exporter-toolkit: names of client authentication and of TLS
@@ -31,7 +32,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::pem;
+use crate::{pem, web_config};
 
 /// Handshakes under way at once; a further client waits in the kernel.
 const HANDSHAKES: usize = 16;
@@ -42,7 +43,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Pause after accepting failed: too many open files, most likely.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// How `-metrics-listen-address` is served.
+/// How `-metrics-listen-address` is served, or what a file says of `prometheus`.
 #[derive(Debug, Clone, Args)]
 pub struct TlsFlags {
     /// Serve `-metrics-listen-address` (without one: 0.0.0.0:9353) by HTTPS.
@@ -119,6 +120,13 @@ pub enum TlsError {
     },
     /// Flags that do not go together.
     Flags(&'static str),
+    /// The file of `prometheus`'s `tls`, or one that it names.
+    WebConfig {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
     /// The library refuses what was read: a key of another certificate, say.
     Refused(rustls::Error),
 }
@@ -126,18 +134,20 @@ pub enum TlsError {
 /// What handshakes are done with.
 #[derive(Debug)]
 pub struct Tls {
-    flags: TlsFlags,
+    /// Where [`Current::flags`] stand, if not on the command line.
+    file: Option<PathBuf>,
     current: Mutex<Current>,
 }
 
 #[derive(Debug)]
 struct Current {
+    flags: TlsFlags,
     stamps: Stamps,
     config: Arc<ServerConfig>,
 }
 
 /// When each file was changed; `None`: it is not there.
-type Stamps = [Option<SystemTime>; 3];
+type Stamps = [Option<SystemTime>; 4];
 
 impl Tls {
     /// Reads the files; `None` where HTTPS is not asked for.
@@ -148,19 +158,38 @@ impl Tls {
         if !flags.enabled {
             return Ok(None);
         }
-        let stamps = stamps(flags);
-        let current = Mutex::new(Current { stamps, config: configure(flags)? });
-        Ok(Some(Arc::new(Self { flags: flags.clone(), current })))
+        let stamps = stamps(None, flags);
+        let current = Mutex::new(Current { flags: flags.clone(), stamps, config: configure(flags)? });
+        Ok(Some(Arc::new(Self { file: None, current })))
+    }
+
+    /// As a web configuration says; `None` where that says nothing of TLS.
+    ///
+    /// # Errors
+    /// It says what is not supported, or what cannot be had.
+    pub fn of_file(file: &Path) -> Result<Option<Arc<Self>>, TlsError> {
+        let before = stamp(file);
+        let Some((flags, config)) = read_file(file)? else { return Ok(None) };
+        let stamps = [before, stamp(&flags.certificate), stamp(&flags.key), stamp(&flags.client_ca)];
+        let current = Mutex::new(Current { flags, stamps, config });
+        Ok(Some(Arc::new(Self { file: Some(file.to_owned()), current })))
+    }
+
+    /// Where it stands.
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
     }
 
     /// As the files are now; where they cannot be served, as they were.
     fn config(&self) -> Arc<ServerConfig> {
-        let fresh = stamps(&self.flags);
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = stamps(self.file(), &current.flags);
         if current.stamps != fresh {
             current.stamps = fresh;
-            match configure(&self.flags) {
-                Ok(config) => {
+            match self.read_again(&current.flags) {
+                Ok((flags, config)) => {
+                    current.stamps = stamps(self.file(), &flags);
+                    current.flags = flags;
                     current.config = config;
                     tracing::info!("the certificate for metrics has changed");
                 }
@@ -171,11 +200,40 @@ impl Tls {
         }
         Arc::clone(&current.config)
     }
+
+    fn read_again(&self, flags: &TlsFlags) -> Result<(TlsFlags, Arc<ServerConfig>), TlsError> {
+        let Some(file) = &self.file else { return Ok((flags.clone(), configure(flags)?)) };
+        let problem = || "it says nothing of TLS any more; that takes a reload of the Corefile".to_owned();
+        read_file(file)?.ok_or_else(|| TlsError::WebConfig { path: file.clone(), problem: problem() })
+    }
 }
 
-fn stamps(flags: &TlsFlags) -> Stamps {
-    [&flags.certificate, &flags.key, &flags.client_ca]
-        .map(|path| std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok())
+fn read_file(file: &Path) -> Result<Option<(TlsFlags, Arc<ServerConfig>)>, TlsError> {
+    let wrong = |problem| TlsError::WebConfig { path: file.to_owned(), problem };
+    let Some(flags) = web_config::read(file).map_err(wrong)? else { return Ok(None) };
+    let in_words = |error: TlsError| {
+        // The options of the file, where the flags are meant for the command line.
+        let mut text = error.to_string();
+        for (flag, option) in [
+            ("-tls-cert-file", "cert_file"),
+            ("-tls-private-key-file", "key_file"),
+            ("-tls-client-ca-file", "client_ca_file"),
+            ("-tls-client-auth-type", "client_auth_type"),
+        ] {
+            text = text.replace(flag, option);
+        }
+        wrong(text)
+    };
+    let config = configure(&flags).map_err(in_words)?;
+    Ok(Some((flags, config)))
+}
+
+fn stamps(file: Option<&Path>, flags: &TlsFlags) -> Stamps {
+    [file.and_then(stamp), stamp(&flags.certificate), stamp(&flags.key), stamp(&flags.client_ca)]
+}
+
+fn stamp(path: &Path) -> Option<SystemTime> {
+    std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok()
 }
 
 fn configure(flags: &TlsFlags) -> Result<Arc<ServerConfig>, TlsError> {
@@ -338,6 +396,7 @@ impl std::fmt::Display for TlsError {
         match self {
             Self::File { flag, path, problem } => write!(f, "{flag} {}: {problem}", path.display()),
             Self::Flags(problem) => f.write_str(problem),
+            Self::WebConfig { path, problem } => write!(f, "{}: {problem}", path.display()),
             Self::Refused(cause) => {
                 write!(f, "-tls-cert-file and -tls-private-key-file cannot be served together: {cause}")
             }
@@ -349,7 +408,7 @@ impl std::error::Error for TlsError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Refused(cause) => Some(cause),
-            Self::File { .. } | Self::Flags(_) => None,
+            Self::File { .. } | Self::Flags(_) | Self::WebConfig { .. } => None,
         }
     }
 }

@@ -341,9 +341,9 @@ impl<'a> Running<'a> {
     fn apply(&mut self, config: Config, tables: Tables) -> Result<(), StartError> {
         refuse_in_redirect(self.arguments, &tables)?;
         let prepared = self.admin.prepare(&tables.admin).map_err(StartError::Admin)?;
-        let wanted = tables.admin.clone();
+        let (wanted, by_tls) = (tables.admin.clone(), tables.admin_tls.clone());
         self.listeners.apply(tables).map_err(StartError::Bind)?;
-        self.admin.apply(&wanted, prepared);
+        self.admin.apply(&wanted, &by_tls, prepared);
         self.config = config;
         *self.status.fingerprint.lock().unwrap_or_else(PoisonError::into_inner) = fingerprint(&self.config);
         self.status.serving.store(true, Relaxed);

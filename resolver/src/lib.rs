@@ -7,7 +7,7 @@
 //!   answer            decides on the spot    tables   what a Corefile compiles to
 //!   resolve           what must be asked     coalesce, local, forward/{udp,tcp,upstream,health}, loops
 //!   chain             directives around the cache     asked, rewrite, search, acl, dns64, load_balance
-//!   metrics, query_log, error_log, admin, admin_tls, self_check     what is seen from outside
+//!   metrics, query_log, error_log, admin, admin_tls, web_config, self_check     what is seen from outside
 //!   handover          to a newer process, and from an older one
 //!   privileges, signals, control, service   rights, the end, what probes ask, word to systemd
 //!   wish, node        address and rules      proof, obstacles, surroundings, cleanup, pods
@@ -60,4 +60,5 @@ pub mod surroundings;
 pub mod sys;
 pub mod tables;
 pub mod watchdog;
+pub mod web_config;
 pub mod wish;

@@ -55,7 +55,9 @@ pub fn start(status: &Arc<Status>) {
 /// Where `health` is served in the clear; at most one for each server block.
 fn addresses(status: &Status) -> Vec<SocketAddr> {
     let tables = status.shared.tables.load();
-    let served = tables.admin.iter().filter(|(address, endpoints)| endpoints.health && address.port() != 0);
+    let served = tables.admin.iter();
+    let served =
+        served.filter(|(address, endpoints)| endpoints.health && !endpoints.by_tls && address.port() != 0);
     served.map(|(address, _)| *address).collect()
 }
 

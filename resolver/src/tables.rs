@@ -25,6 +25,7 @@ use nodestub_corefile::nameservers;
 use nodestub_wire::{MAX_LABELS, Name, rtype};
 use rustls::pki_types::ServerName;
 
+use crate::admin_tls::{self, Tls};
 use crate::chain::Chain;
 use crate::error_log::ErrorLog;
 use crate::forward::{Forwarder, Material, Server, TlsError};
@@ -45,6 +46,8 @@ pub struct Tables {
     pub blocks: Vec<Arc<Block>>,
     /// HTTP endpoints.
     pub admin: HashMap<SocketAddr, Endpoints>,
+    /// Those of them that are served by HTTPS.
+    pub admin_tls: HashMap<SocketAddr, Arc<Tls>>,
     /// `reload` of the first block that has it.
     pub reload: Option<Reload>,
     /// The longest `lameduck`.
@@ -64,6 +67,8 @@ pub struct Endpoints {
     pub ready_once: bool,
     /// `/metrics`
     pub metrics: bool,
+    /// All of it by HTTPS.
+    pub by_tls: bool,
 }
 
 impl std::fmt::Display for Endpoints {
@@ -169,6 +174,8 @@ pub enum CompileError {
     NoUpstream(Name),
     /// Upstreams over TLS cannot be asked.
     Tls(Name, TlsError),
+    /// Metrics cannot be served by HTTPS.
+    MetricsTls(admin_tls::TlsError),
     /// A `forward` has too many.
     TooManyUpstreams(Name, usize),
     /// Two blocks serve the same zone on the same address.
@@ -192,6 +199,7 @@ pub struct Workshop {
     counters: HashMap<(String, String), Arc<RouteCounters>>,
     forwarders: Vec<KnownForwarder>,
     hosts: Vec<(Hosts, Weak<HostsTable>)>,
+    admin_tls: Vec<Weak<Tls>>,
 }
 
 impl Workshop {
@@ -203,6 +211,7 @@ impl Workshop {
             counters: HashMap::new(),
             forwarders: Vec::new(),
             hosts: Vec::new(),
+            admin_tls: Vec::new(),
         }
     }
 
@@ -223,6 +232,7 @@ impl Workshop {
             listeners: HashMap::new(),
             blocks: Vec::new(),
             admin: HashMap::new(),
+            admin_tls: HashMap::new(),
             reload: config.blocks.iter().find_map(|block| block.reload.clone()),
             lameduck: Duration::ZERO,
             was_ready: AtomicBool::new(false),
@@ -243,6 +253,10 @@ impl Workshop {
                 }
             }
             tables.add_admin(server_block);
+            if let Some((address, tls)) = self.admin_tls(server_block)? {
+                tables.admin.entry(address).or_default().by_tls = true;
+                tables.admin_tls.entry(address).or_insert(tls);
+            }
             tables.blocks.push(block);
         }
         if let Some(address) = self.metrics_address {
@@ -328,6 +342,25 @@ impl Workshop {
         Ok(forwarder)
     }
 
+    /// `tls` of `prometheus`; that of a file is one for all blocks, and follows the file by itself.
+    fn admin_tls(&mut self, block: &ServerBlock) -> Result<Option<(SocketAddr, Arc<Tls>)>, CompileError> {
+        let Some(prometheus) = &block.prometheus else { return Ok(None) };
+        let Some(file) = &prometheus.tls else { return Ok(None) };
+        self.admin_tls.retain(|tls| tls.strong_count() > 0);
+        let known = self.admin_tls.iter().filter_map(Weak::upgrade).find(|tls| tls.file() == Some(file));
+        let tls = match known {
+            Some(tls) => tls,
+            None => {
+                let Some(tls) = Tls::of_file(file).map_err(CompileError::MetricsTls)? else {
+                    return Ok(None);
+                };
+                self.admin_tls.push(Arc::downgrade(&tls));
+                tls
+            }
+        };
+        Ok(Some((http_address(&prometheus.addr), tls)))
+    }
+
     fn hosts(&mut self, config: &Hosts) -> Arc<HostsTable> {
         self.hosts.retain(|(_, table)| table.strong_count() > 0);
         let known = self.hosts.iter().find(|(other, _)| other == config);
@@ -361,7 +394,7 @@ impl Tables {
             (endpoints.ready, endpoints.ready_once) = (true, ready.until_ready);
         }
         if let Some(prometheus) = &block.prometheus {
-            self.endpoints(prometheus).metrics = true;
+            self.endpoints(&prometheus.addr).metrics = true;
         }
     }
 
@@ -592,6 +625,7 @@ impl std::fmt::Display for CompileError {
             Self::Addresses(cause) => write!(f, "bind: cannot list the machine's addresses: {cause}"),
             Self::ResolvConf(file, cause) => write!(f, "forward: cannot read {}: {cause}", file.display()),
             Self::Tls(from, error) => write!(f, "forward {from}: tls: {error}"),
+            Self::MetricsTls(error) => write!(f, "prometheus: tls: {error}"),
             Self::NoUpstream(from) => {
                 write!(f, "forward {from}: no nameserver is left once its files are read; name one")
             }
@@ -610,6 +644,7 @@ impl std::error::Error for CompileError {
         match self {
             Self::Addresses(cause) | Self::ResolvConf(_, cause) => Some(cause),
             Self::Tls(_, error) => Some(error),
+            Self::MetricsTls(error) => Some(error),
             _ => None,
         }
     }

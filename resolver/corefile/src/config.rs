@@ -78,8 +78,8 @@ pub struct ServerBlock {
     pub health: Option<Health>,
     /// `ready`: an HTTP endpoint that says that names are answered. Default `:8181`.
     pub ready: Option<Ready>,
-    /// `prometheus`: an HTTP endpoint with metrics. Default `localhost:9153`.
-    pub prometheus: Option<HttpAddr>,
+    /// `prometheus`: an HTTP endpoint with metrics.
+    pub prometheus: Option<Prometheus>,
     /// `timeouts`: of connections of clients.
     pub timeouts: Timeouts,
     /// `reload`: look for changes of the file.
@@ -357,6 +357,15 @@ pub struct Health {
     pub addr: HttpAddr,
     /// `lameduck`: go on answering for so long after the order to stop. Default 0.
     pub lameduck: Duration,
+}
+
+/// `prometheus [ADDR] { tls FILE }`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Prometheus {
+    /// Default `localhost:9153`.
+    pub addr: HttpAddr,
+    /// `tls`: HTTPS as this file says, a web configuration of Prometheus' exporter-toolkit. Default: HTTP.
+    pub tls: Option<PathBuf>,
 }
 
 /// `ready [ADDR] { monitor until-ready|continuously }`.

@@ -1,10 +1,11 @@
 //! Directives that open an HTTP endpoint: `health`, `ready`, `prometheus`.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{count, flag, one, options, unknown_option};
-use crate::config::{Health, HttpAddr, Ready, ServerBlock};
+use crate::config::{Health, HttpAddr, Prometheus, Ready, ServerBlock};
 use crate::context::{Context, Problem};
 use crate::parser::Directive;
 use crate::report::{Diagnostic, shown};
@@ -59,21 +60,29 @@ pub(super) fn ready(context: &mut Context<'_>, directive: &Directive, block: &mu
     block.ready = Some(Ready { addr, until_ready });
 }
 
-/// `prometheus [ADDR] { runtime_metrics }`.
+/// `prometheus [ADDR] { runtime_metrics; tls FILE }`.
 pub(super) fn prometheus(context: &mut Context<'_>, directive: &Directive, block: &mut ServerBlock) {
     let addr = address(context, directive, "prometheus [[HOST]:PORT]");
     let default = HttpAddr { host: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), port: PROMETHEUS_PORT };
-    block.prometheus = Some(addr.unwrap_or(default));
-    for option in options(context, directive, &[]) {
+    let mut prometheus = Prometheus { addr: addr.unwrap_or(default), tls: None };
+    for option in options(context, directive, &["tls"]) {
         if option.name.text == "runtime_metrics" {
             flag(context, option);
             let message = "`runtime_metrics` is accepted and does nothing here";
             let warning = Diagnostic::warning(option.name.span, message);
             context.report(warning.help("these are metrics of Go's runtime, which is not here"));
+        } else if option.name.text == "tls" {
+            let Some(file) = one(context, option, "tls FILE") else { continue };
+            if prometheus.tls.is_some() {
+                let problem = Problem::new("`tls` may stand only once");
+                context.problem(option.name.span, problem.help("remove one of them"));
+            }
+            prometheus.tls = Some(PathBuf::from(&file.text));
         } else {
-            unknown_option(context, directive, option, &["runtime_metrics"], &["tls"]);
+            unknown_option(context, directive, option, &["runtime_metrics", "tls"], &[]);
         }
     }
+    block.prometheus = Some(prometheus);
 }
 
 fn address(context: &mut Context<'_>, directive: &Directive, form: &str) -> Option<HttpAddr> {

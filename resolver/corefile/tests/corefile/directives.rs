@@ -7,8 +7,8 @@ use nodestub_corefile::config::answering::SearchPath;
 use nodestub_corefile::config::logging::{ErrorLevel, LogClasses, LogFormat};
 use nodestub_corefile::config::tls::{ForwardTls, KeyPair};
 use nodestub_corefile::config::{
-    Bind, BindTarget, Cache, CacheClass, Forward, Health, HostsEntry, HttpAddr, Policy, Prefetch, Ready,
-    Reload, ServeStale, Transport, Upstream,
+    Bind, BindTarget, Cache, CacheClass, Forward, Health, HostsEntry, HttpAddr, Policy, Prefetch, Prometheus,
+    Ready, Reload, ServeStale, Transport, Upstream,
 };
 use nodestub_wire::Name;
 
@@ -437,7 +437,8 @@ fn endpoints_have_the_defaults_of_coredns() {
     let found = block("health\nready\nprometheus");
     assert_eq!(found.health, Some(Health { addr: addr(None, 8080), lameduck: Duration::ZERO }));
     assert_eq!(found.ready, Some(Ready { addr: addr(None, 8181), until_ready: false }));
-    assert_eq!(found.prometheus, Some(addr(Some("127.0.0.1"), 9153)));
+    let metrics = |addr: HttpAddr| Some(Prometheus { addr, tls: None });
+    assert_eq!(found.prometheus, metrics(addr(Some("127.0.0.1"), 9153)));
     let found = block(
         "health localhost:1234 {\n lameduck 4s\n}\nready [::1]:1 {\n monitor until-ready\n}\nprometheus :9253",
     );
@@ -445,7 +446,9 @@ fn endpoints_have_the_defaults_of_coredns() {
     assert_eq!(found.ready, Some(Ready { addr: addr(Some("::1"), 1), until_ready: true }));
     let continuously = "ready {\n monitor continuously\n}\nprometheus {\n runtime_metrics\n}";
     assert!(!block(continuously).ready.unwrap().until_ready);
-    assert_eq!(found.prometheus, Some(addr(None, 9253)));
+    assert_eq!(found.prometheus, metrics(addr(None, 9253)));
+    let by_tls = block("prometheus {\n runtime_metrics\n tls /etc/web.yml\n}").prometheus.unwrap();
+    assert_eq!(by_tls.tls.unwrap().to_str(), Some("/etc/web.yml"));
     rejects(&[
         "health bla",
         "health :1 :2",
@@ -460,7 +463,8 @@ fn endpoints_have_the_defaults_of_coredns() {
         "ready\nready",
         "prometheus 9253",
         "prometheus\nprometheus",
-        "prometheus {\n tls /etc/tls.yaml\n}",
+        "prometheus {\n tls\n}",
+        "prometheus {\n tls /a\n tls /b\n}",
     ]);
     assert!(finding("health\nhealth :1").starts_with("3:1 `health` stands twice"));
 }

@@ -37,7 +37,7 @@ fn reads_the_unmodified_corefile_without_a_warning() {
         let expected = ["169.254.20.10", "10.96.0.10"];
         assert_eq!(bound, expected.map(|address| BindTarget::Addr(address.parse().unwrap())));
         assert!(block.errors.is_some() && block.detect_loop && block.log.is_empty() && block.hosts.is_none());
-        assert_eq!(block.prometheus, Some(HttpAddr { host: None, port: 9253 }));
+        assert_eq!(block.prometheus.as_ref().unwrap().addr, HttpAddr { host: None, port: 9253 });
         assert_eq!(
             block.reload,
             Some(Reload { interval: Duration::from_secs(30), jitter: Duration::from_secs(15) })
