@@ -79,7 +79,8 @@ fn a_refresh_that_nobody_answers_costs_no_client_the_answer_that_there_is() {
         assert_eq!(scene.ask("a.test", "A").data(), ["192.0.2.1"]);
         std::thread::sleep(Duration::from_millis(50));
     }
-    assert!(upstream.count() <= 20, "{} questions for one that is not answered", upstream.count());
+    // Each try is sent several times, for it may have been lost; and there are probes, two a second.
+    assert!(upstream.count() <= 32, "{} questions for one that is not answered", upstream.count());
 }
 
 #[test]

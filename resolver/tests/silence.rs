@@ -82,7 +82,7 @@ fn a_lost_datagram_is_sent_again_and_nobody_is_blamed() {
     }
     // A probe would be one more.
     assert_eq!(upstream.count(), 6);
-    assert_eq!(scene.metrics().sum("nodestub_hedges_total", &[]), 3.0);
+    assert_eq!(scene.metrics().sum("nodestub_upstream_resent_total", &[("to", "127.0.0.2:53")]), 3.0);
 }
 
 #[test]

@@ -348,9 +348,14 @@ fn every_query_is_answered_while_one_of_two_upstreams_is_silent() {
     for number in 0..20 {
         assert_eq!(scene.rcode(&format!("n{number}.test"), "A"), "NOERROR", "question {number}");
     }
-    // Two failures, then it is down; what it is asked afterwards is the probe for the root's servers.
-    let asked = silent.received().iter().filter(|one| question(&one.bytes).unwrap().0 != ".").count();
-    assert_eq!(asked, 2, "it was asked although it is down");
+    // Two failures, then it is down; what it is asked afterwards is the probe for the root's servers. Each question is sent
+    // several times, for it may have been lost.
+    let mut asked: Vec<String> =
+        silent.received().iter().map(|one| question(&one.bytes).unwrap().0).collect();
+    asked.retain(|name| name != ".");
+    asked.sort();
+    asked.dedup();
+    assert_eq!(asked.len(), 2, "it was asked although it is down");
 }
 
 #[test]

@@ -6,9 +6,8 @@
 //!           └─ hedge_after ─► second ───► answer?
 //! ```
 //!
-//! The second is another upstream or, where there is none and UDP is spoken, the same one again: a datagram may have
-//! been lost. Hedges are a twentieth of all questions, and a few at once, so that upstreams that are slow because they
-//! are busy are not asked twice as much.
+//! Hedges are a twentieth of all questions, and a few at once, so that upstreams that are slow because they are busy are not
+//! asked twice as much. (A datagram that is lost is another matter: `udp` sends it again.)
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
@@ -26,9 +25,6 @@ const PRICE: i64 = 20;
 
 /// Hedges that may be saved up for the moment at which an upstream dies.
 const SAVED: i64 = 20;
-
-/// Silence after which the same upstream is asked again: more than a server takes that has to ask others itself.
-const REPEAT: Duration = Duration::from_millis(800);
 
 /// How many hedges there may be.
 #[derive(Debug)]
@@ -80,8 +76,7 @@ pub(super) async fn exchange(
     let began = Instant::now();
     let mut waiting = std::pin::pin!(timed(first, ask, protocol, deadline));
     let Some(second) = second else { return waiting.await };
-    let again = Arc::ptr_eq(first, second);
-    let patience = if again { REPEAT } else { first.hedge_after() };
+    let patience = first.hedge_after();
     tokio::select! {
         biased;
         outcome = &mut waiting => return outcome,

@@ -6,7 +6,7 @@
 //!                                     ▼
 //!                                  Upstream
 //!                                     ├─ hedge: a second one when the first is silent for longer than usual (`rtt`)
-//!                                     ├─ udp: a rotating pool of connected sockets on random ports
+//!                                     ├─ udp: a rotating pool of connected sockets on random ports; sends again what was lost
 //!                                     ├─ tcp: few connections, pipelined, answered out of order; over TLS where said (`tls`)
 //!                                     └─ health: failures counted; probes while it is down
 //! ```
@@ -236,7 +236,7 @@ impl Forwarder {
                 break;
             }
             let try_deadline = deadline.min(now + self.read_timeout);
-            let company = self.company(&order, number, protocol);
+            let company = self.company(&order, number);
             match hedge::exchange(upstream, company, ask, protocol, try_deadline, &self.hedges).await {
                 Ok(response) if self.failover.contains(&response.reply.rcode().0) => {
                     passed_over += 1;
@@ -259,20 +259,11 @@ impl Forwarder {
     }
 
     /// Who is asked as well when the one in this place is silent: the next one, where the policy makes no difference
-    /// between them and any answer is taken; otherwise the same one again by UDP, for a datagram may have been lost. With
-    /// `failover`, an answer that sends us on must not be believed because it was the first.
-    fn company<'a>(
-        &self,
-        order: &'a [Arc<Upstream>],
-        number: usize,
-        protocol: Protocol,
-    ) -> Option<&'a Arc<Upstream>> {
+    /// between them and any answer is taken. With `failover`, an answer that sends us on must not be believed because it was
+    /// the first.
+    fn company<'a>(&self, order: &'a [Arc<Upstream>], number: usize) -> Option<&'a Arc<Upstream>> {
         let may_be_another = order.len() > 1 && self.policy != Policy::Sequential && self.failover.is_empty();
-        if may_be_another {
-            return order.get((number + 1) % order.len());
-        }
-        let same = order.get(number % order.len());
-        same.filter(|upstream| protocol == Protocol::Udp && !upstream.is_by_tls())
+        order.get((number + 1) % order.len()).filter(|_| may_be_another)
     }
 
     /// Questions that a second upstream was asked as well, and those for which there was no budget, ever.

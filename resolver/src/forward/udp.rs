@@ -5,10 +5,15 @@
 //! that it finds, and opens one where it finds none. A socket serves one question at a time, and [`USES`] questions or [`MAX_AGE`] at most. Its port is
 //! the kernel's random choice; ids come from a CSPRNG. A socket on which a question was not answered is not used
 //! again: what arrives late there is nobody's.
+//!
+//! A datagram may be lost, so a question is sent again on its socket, with its id, after [`RESEND`] of silence, and then after each [`RESEND_AGAIN`]; whichever
+//! answer comes is believed, and the socket is not used again. So that a server which is slow because it is busy is not asked twice
+//! as much, that is paid for by answers that came sooner ([`Credit`]).
 
 use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,10 +23,23 @@ use rand::Rng;
 use rustix::net::RecvFlags;
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
+use tokio::time::timeout_at;
 
 use super::upstream::ExchangeError;
 use super::{Response, local_end};
 use crate::metrics::Counter;
+
+/// Silence after which a question is sent again: longer than most answers take that the server must ask others for.
+const RESEND: Duration = Duration::from_millis(700);
+
+/// Silence after which it is sent once more: by then a loss is likelier than a slow answer.
+const RESEND_AGAIN: Duration = Duration::from_millis(400);
+
+/// Questions that may be sent again before an answer has come in time.
+const FIRST_CREDIT: u32 = 20;
+
+/// Most that may be saved up.
+const MOST_CREDIT: u32 = 200;
 
 /// Questions that one socket is used for.
 const USES: u32 = 32;
@@ -50,9 +68,42 @@ pub(super) struct UdpPool {
     places: usize,
     /// Grows to all places with the first question.
     slots: Mutex<Vec<Option<PooledSocket>>>,
+    credit: Credit,
     pub(super) ignored: Counter,
     pub(super) reused: Counter,
     pub(super) opened: Counter,
+}
+
+/// How many questions may be sent again: one for each answer that came before that was thought of.
+#[derive(Debug)]
+pub(super) struct Credit {
+    left: AtomicU32,
+    /// Questions sent again, ever.
+    pub(super) spent: Counter,
+    /// Those that were not because nothing was left, ever.
+    pub(super) refused: Counter,
+}
+
+impl Credit {
+    fn new() -> Self {
+        Self { left: AtomicU32::new(FIRST_CREDIT), spent: Counter::default(), refused: Counter::default() }
+    }
+
+    fn earn(&self) {
+        if self.left.load(Relaxed) < MOST_CREDIT {
+            self.left.fetch_add(1, Relaxed);
+        }
+    }
+
+    fn spend(&self) -> bool {
+        let spent = self.left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok();
+        if spent {
+            self.spent.add(1)
+        } else {
+            self.refused.add(1)
+        }
+        spent
+    }
 }
 
 #[derive(Debug)]
@@ -72,6 +123,7 @@ impl UdpPool {
             max_age: MAX_AGE.min(config.expire).min(config.max_age.unwrap_or(MAX_AGE)),
             places: SLOTS.min(most),
             slots: Mutex::default(),
+            credit: Credit::new(),
             ignored: Counter::default(),
             reused: Counter::default(),
             opened: Counter::default(),
@@ -83,19 +135,37 @@ impl UdpPool {
         let id = rand::rng().random();
         let question = ask.to_packet(id, with_edns);
         pooled.socket.send(&question).await.map_err(|cause| ExchangeError::Send(Arc::new(cause)))?;
+        let mut patience = tokio::time::Instant::now() + RESEND;
+        let mut is_first = true;
         loop {
-            let packet = receive(&pooled.socket).await;
+            let Ok(packet) = timeout_at(patience, receive(&pooled.socket)).await else {
+                patience += RESEND_AGAIN;
+                if self.credit.spend() {
+                    is_first = false;
+                    let sent = pooled.socket.send(&question).await;
+                    sent.map_err(|cause| ExchangeError::Send(Arc::new(cause)))?;
+                }
+                continue;
+            };
             let packet = packet.map_err(|cause| ExchangeError::Receive(Arc::new(cause)))?;
             match Reply::parse(&packet) {
                 Ok(reply) if reply.answers(id, &ask.name, ask.qtype, ask.qclass) => {
-                    expect_no_more(&pooled.socket);
-                    pooled.uses += 1;
-                    self.put_back(pooled);
+                    if is_first {
+                        self.credit.earn();
+                        expect_no_more(&pooled.socket);
+                        pooled.uses += 1;
+                        self.put_back(pooled);
+                    }
                     return Ok(Response { packet, reply });
                 }
                 _ => self.ignored.add(1),
             }
         }
+    }
+
+    /// What was sent again, and what was not for want of credit, ever.
+    pub(super) fn resent(&self) -> [u64; 2] {
+        [self.credit.spent.get(), self.credit.refused.get()]
     }
 
     async fn take(&self) -> io::Result<PooledSocket> {
@@ -155,5 +225,21 @@ async fn receive(socket: &UdpSocket) -> io::Result<Vec<u8>> {
 fn expect_no_more(socket: &UdpSocket) {
     if socket.try_io(AN_END, || Err::<(), _>(io::ErrorKind::WouldBlock.into())).is_ok() {
         // Never: the closure gives an error.
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_answers_nobody_in_time_is_not_asked_twice_as_much() {
+        let credit = Credit::new();
+        let spent = (0..1_000).filter(|_| credit.spend()).count();
+        assert_eq!(spent, usize::try_from(FIRST_CREDIT).unwrap());
+        (0..10_000).for_each(|_| credit.earn());
+        let spent = (0..1_000).filter(|_| credit.spend()).count();
+        assert_eq!(spent, usize::try_from(MOST_CREDIT).unwrap());
+        assert_eq!(credit.spent.get() + credit.refused.get(), 2_000);
     }
 }

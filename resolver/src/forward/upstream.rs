@@ -137,11 +137,6 @@ impl Upstream {
         self.tcp.exchange(ask, with_edns).await
     }
 
-    /// Whether it is asked over TLS.
-    pub(super) fn is_by_tls(&self) -> bool {
-        self.by_tls
-    }
-
     /// After how much silence another one is asked as well.
     pub(super) fn hedge_after(&self) -> Duration {
         self.rtt.hedge_after()
@@ -200,6 +195,12 @@ impl Upstream {
     /// Replies ignored on UDP sockets because they did not match what was asked, ever.
     pub fn ignored_replies(&self) -> u64 {
         self.udp.ignored.get()
+    }
+
+    /// Questions that were sent again by UDP because nothing came, and those that were not because too few had been answered in
+    /// time, ever.
+    pub fn resent(&self) -> [u64; 2] {
+        self.udp.resent()
     }
 
     /// Sockets and connections used again, and made anew, ever, by CoreDNS's name of the transport.

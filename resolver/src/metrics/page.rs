@@ -372,6 +372,20 @@ fn forward(page: &mut Page, tables: &Tables) {
     for (to, same) in &upstreams {
         page.sample(name, &[("to", to)], same.iter().map(|upstream| upstream.ignored_replies()).sum::<u64>());
     }
+    for (place, name, help) in [
+        (0, "nodestub_upstream_resent_total", "Questions sent again by UDP because nothing came."),
+        (
+            1,
+            "nodestub_upstream_resends_refused_total",
+            "Questions not sent again because the upstream had answered too few in time.",
+        ),
+    ] {
+        page.family(name, "counter", help);
+        for (to, same) in &upstreams {
+            let resent: u64 = same.iter().filter_map(|upstream| upstream.resent().get(place).copied()).sum();
+            page.sample(name, &[("to", to)], resent);
+        }
+    }
     let name = "nodestub_upstream_stalled_connections_total";
     page.family(name, "counter", "TCP connections to an upstream that fell silent and were replaced.");
     for (to, same) in &upstreams {
