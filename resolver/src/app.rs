@@ -24,7 +24,6 @@ use nodestub_corefile::Report;
 use nodestub_corefile::config::Config;
 use nodestub_dataplane::Desired;
 use rand::Rng;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -37,8 +36,10 @@ use crate::clock::Clock;
 use crate::coalesce::Coalescer;
 use crate::control::{self, Stage};
 use crate::handover::{Entrance, Event, HandoverError, Handovers, Identity, Pantry, Post, StoodBy, Taken};
+use crate::host_names;
 use crate::listen::{BindError, Listeners, MAX_WORKERS, Shared};
 use crate::loops::{self, LoopProbes};
+use crate::machine;
 use crate::metrics::{Counter, PluginCounters};
 use crate::node::{self, Node, SetupErrors};
 use crate::obstacles::{self, Obstacles};
@@ -124,7 +125,7 @@ pub async fn serve(arguments: &Serve, mut signals: Signals) -> Result<(), StartE
     let placeholders = &arguments.placeholders;
     let (local_addresses, port) = (placeholders.local_addresses(), placeholders.port.get());
     let identity = Identity::new(arguments.handover.as_deref(), &local_addresses, port);
-    raise_file_limit();
+    machine::raise_file_limit();
     let surroundings = Surroundings::new(arguments, |name| std::env::var(name).ok());
     let at_start = surroundings.known();
     let wish = wish::wish(arguments, |name| at_start.variable(name)).map_err(StartError::Wish)?;
@@ -143,12 +144,13 @@ pub async fn serve(arguments: &Serve, mut signals: Signals) -> Result<(), StartE
     let mut known = surroundings.follow();
     let mut sources = Sources::new(arguments, Arc::clone(&of_node.errors));
     let config = first_config(&mut sources, &mut known, may_wait).await.map_err(StartError::Corefile)?;
-    let cpus = allowed_cpus();
+    let cpus = machine::allowed_cpus();
     // Respects CPU quotas as well; a thread more than that would only wait for its slice.
     let workers =
         std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS).min(cpus.len());
     let mut workshop = Workshop::new(workers).with_metrics(arguments.metrics_address());
-    let tables = workshop.compile(&config).map_err(StartError::Compile)?;
+    let names = host_names::find(&config).await.map_err(StartError::Compile)?;
+    let tables = workshop.compile(&config, &names).map_err(StartError::Compile)?;
     refuse_in_redirect(arguments, &tables)?;
     let resolver = new_resolver(arguments).map_err(StartError::System)?;
     let pantry = Pantry::new(&resolver.cache, resolver.clock, &tables);
@@ -427,9 +429,9 @@ impl<'a> Running<'a> {
         let error = match self.sources.read(&known) {
             Ok(config) if config == self.config && !ordered => return,
             Ok(config) => {
-                let compiled =
-                    self.status.workshop.lock().unwrap_or_else(PoisonError::into_inner).compile(&config);
-                match compiled {
+                let names = host_names::find(&config).await;
+                let workshop = || self.status.workshop.lock().unwrap_or_else(PoisonError::into_inner);
+                match names.and_then(|names| workshop().compile(&config, &names)) {
                     Ok(tables) => match self.apply(config, tables) {
                         Ok(()) => {
                             self.post.addresses_changed(&self.listeners, &self.admin).await;
@@ -526,22 +528,6 @@ fn new_resolver(arguments: &Serve) -> io::Result<Resolver> {
         rechecks: Arc::default(),
         prefetches: Prefetches::default(),
     })
-}
-
-/// As many open files as the system allows: a thousand clients and their upstreams need more than the customary 1024.
-fn raise_file_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    if let Err(cause) = setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(%cause, now = limit.current, "cannot raise the limit of open files");
-    }
-}
-
-fn allowed_cpus() -> Vec<usize> {
-    let allowed = rustix::thread::sched_getaffinity(None);
-    let cpus =
-        allowed.map(|set| (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect());
-    cpus.ok().filter(|cpus: &Vec<usize>| !cpus.is_empty()).unwrap_or_else(|| vec![0])
 }
 
 fn fingerprint(config: &Config) -> String {

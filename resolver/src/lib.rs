@@ -11,7 +11,7 @@
 //!   handover          to a newer process, and from an older one
 //!   privileges, signals, control, service   rights, the end, what probes ask, word to systemd
 //!   wish, node        address and rules      proof, obstacles, surroundings, cleanup, pods
-//!   app               puts it together       args, sources, kube_dns, clock, framing, pem, watchdog, holder
+//!   app               puts it together       args, sources, kube_dns, host_names, clock, framing, pem, watchdog, holder, machine
 //! ```
 //!
 //! Bytes are `nodestub-wire`'s, kept answers `nodestub-cache`'s, the Corefile's text `nodestub-corefile`'s, address and
@@ -36,11 +36,13 @@ pub mod forward;
 pub mod framing;
 pub mod handover;
 pub mod holder;
+pub mod host_names;
 pub mod kube_dns;
 pub mod listen;
 pub mod load_balance;
 pub mod local;
 pub mod loops;
+pub mod machine;
 pub mod metrics;
 pub mod node;
 pub mod obstacles;

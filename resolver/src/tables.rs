@@ -29,6 +29,7 @@ use crate::admin_tls::{self, Tls};
 use crate::chain::Chain;
 use crate::error_log::ErrorLog;
 use crate::forward::{Forwarder, Material, Server, TlsError};
+use crate::host_names::HostNames;
 use crate::local::hosts::HostsTable;
 use crate::local::template::Templates;
 use crate::metrics::{DROPPED, RouteCounters};
@@ -170,6 +171,8 @@ pub enum CompileError {
     Addresses(std::io::Error),
     /// A file with upstreams cannot be read.
     ResolvConf(PathBuf, std::io::Error),
+    /// An upstream's host name is not found: of which `forward`, which, and why.
+    Host(Name, String, String),
     /// A `forward` has no upstream once its files are read.
     NoUpstream(Name),
     /// Upstreams over TLS cannot be asked.
@@ -221,11 +224,11 @@ impl Workshop {
         Self { metrics_address: address, ..self }
     }
 
-    /// Compiles a Corefile. Nothing is bound and nothing running is touched.
+    /// Compiles a Corefile whose host names are known. Nothing is bound and nothing running is touched.
     ///
     /// # Errors
     /// What the file refers to is not there.
-    pub fn compile(&mut self, config: &Config) -> Result<Tables, CompileError> {
+    pub fn compile(&mut self, config: &Config, names: &HostNames) -> Result<Tables, CompileError> {
         let mut routes: HashMap<SocketAddr, HashMap<Box<[u8]>, Arc<Route>>> = HashMap::new();
         let mut timeouts: HashMap<SocketAddr, Timeouts> = HashMap::new();
         let mut tables = Tables {
@@ -238,7 +241,7 @@ impl Workshop {
             was_ready: AtomicBool::new(false),
         };
         for server_block in &config.blocks {
-            let block = Arc::new(self.compile_block(server_block)?);
+            let block = Arc::new(self.compile_block(server_block, names)?);
             let addresses = listen_addresses(&server_block.bind)?;
             for key in &server_block.zones {
                 for address in &addresses {
@@ -280,10 +283,10 @@ impl Workshop {
         self.counters.values().cloned().collect()
     }
 
-    fn compile_block(&mut self, block: &ServerBlock) -> Result<Block, CompileError> {
+    fn compile_block(&mut self, block: &ServerBlock, names: &HostNames) -> Result<Block, CompileError> {
         let mut upstreams = Vec::new();
         for forward in &block.forward {
-            upstreams.push(read_upstreams(forward)?);
+            upstreams.push(read_upstreams(forward, names)?);
         }
         let mut meaning = DefaultHasher::new();
         (&block.zones, &block.bind, &block.cache, &block.hosts, &block.forward, &upstreams)
@@ -567,19 +570,32 @@ fn device_addresses(device: &str) -> std::io::Result<BTreeSet<IpAddr>> {
     Ok(all.filter_map(ip).collect())
 }
 
-fn read_upstreams(forward: &Forward) -> Result<Vec<Server>, CompileError> {
+fn read_upstreams(forward: &Forward, names: &HostNames) -> Result<Vec<Server>, CompileError> {
+    // Without a name of its own, a server's certificate must be for its address, as in CoreDNS.
+    let certified =
+        |own: &Option<String>, address: SocketAddr| match own.as_ref().or(forward.tls_server_name.as_ref()) {
+            Some(name) => ServerName::try_from(name.clone())
+                .map_err(|_| CompileError::Tls(forward.from.clone(), TlsError::Name(name.clone()))),
+            None => Ok(ServerName::from(address.ip())),
+        };
     let mut servers = Vec::new();
     for upstream in &forward.to {
         match upstream {
             Upstream::Addr(address) => servers.push(Server::plain(*address)),
             Upstream::Tls { address, server_name } => {
-                let named = server_name.as_ref().or(forward.tls_server_name.as_ref());
-                let name = match named {
-                    Some(name) => ServerName::try_from(name.clone())
-                        .map_err(|_| CompileError::Tls(forward.from.clone(), TlsError::Name(name.clone())))?,
-                    None => ServerName::from(address.ip()),
-                };
+                let name = certified(server_name, *address)?;
                 servers.push(Server { address: *address, by_tls: Some(name) });
+            }
+            Upstream::Host { host, port, by_tls, server_name } => {
+                let key = (host.clone(), forward.resolvers.clone());
+                for ip in names.get(&key).into_iter().flatten() {
+                    let address = SocketAddr::new(*ip, *port);
+                    let by_tls = by_tls.then(|| certified(server_name, address)).transpose()?;
+                    let server = Server { address, by_tls };
+                    if !servers.contains(&server) {
+                        servers.push(server);
+                    }
+                }
             }
             Upstream::ResolvConf(file) => {
                 let text = std::fs::read_to_string(file)
@@ -626,6 +642,12 @@ impl std::fmt::Display for CompileError {
             Self::ResolvConf(file, cause) => write!(f, "forward: cannot read {}: {cause}", file.display()),
             Self::Tls(from, error) => write!(f, "forward {from}: tls: {error}"),
             Self::MetricsTls(error) => write!(f, "prometheus: tls: {error}"),
+            Self::Host(from, host, reason) => {
+                write!(
+                    f,
+                    "forward {from}: cannot find the address of {host:?}: {reason}; name the server by its IP address"
+                )
+            }
             Self::NoUpstream(from) => {
                 write!(f, "forward {from}: no nameserver is left once its files are read; name one")
             }

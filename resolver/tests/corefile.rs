@@ -54,7 +54,7 @@ fn check_names_the_place_of_what_is_wrong_and_what_was_meant() {
         (". {\n    forwrd . 192.0.2.53\n}\n", ":2:5", "forwrd", "forward"),
         (". {\n    cache thirty {\n        sucess 1000\n    }\n}\n", ":3:9", "sucess", "success"),
         (". {\n    forward . 192.0.2.53 {\n        force_tpc\n    }\n}\n", ":3:9", "force_tpc", "force_tcp"),
-        (". {\n    forward . not-an-address\n}\n", ":2:15", "not-an-address", ""),
+        (". {\n    forward . 10.96.0.1O\n}\n", ":2:15", "10.96.0.1O", ""),
         (". {\n    bind 127.0.0.1\n", ":1:3", "{", ""),
         (". {\n    kubernetes cluster.local\n}\n", ":2:5", "kubernetes", ""),
         (". {\n    health :99999\n}\n", ":2:12", ":99999", ""),

@@ -18,6 +18,7 @@ use nodestub_cache::{Cache, Kind, Millis, NewEntry, judge};
 use nodestub_lab::upstream::{Data, answer as upstream_answer, denial};
 use nodestub_lab::{Answer, Options, Rcode, dns};
 use nodestub_resolver::answer::{Context, Outcome, answer, cache_key};
+use nodestub_resolver::host_names::HostNames;
 use nodestub_resolver::metrics::Protocol;
 use nodestub_resolver::tables::{Tables, Workshop, Zones};
 use nodestub_wire::{Admission, Flags, OwnedAnswer, OwnedRecord, Query, Reply};
@@ -80,7 +81,7 @@ fn compile(workshop: &mut Workshop, corefile: &str) -> Tables {
     let options = nodestub_corefile::Options::default();
     let loaded =
         nodestub_corefile::parse("Corefile", corefile, &options, &nodestub_corefile::System).unwrap();
-    workshop.compile(&loaded.config).unwrap()
+    workshop.compile(&loaded.config, &HostNames::new()).unwrap()
 }
 
 const HERE: &str = "127.0.0.1:53";

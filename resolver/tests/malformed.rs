@@ -21,6 +21,7 @@ use nodestub_lab::skip::can_make_namespaces;
 use nodestub_lab::upstream::{Data, Reply as Sent, answer as upstream_answer, denial};
 use nodestub_lab::{Netns, Options, Rcode, Transport, dns};
 use nodestub_resolver::answer::{Context, Outcome, answer, cache_key};
+use nodestub_resolver::host_names::HostNames;
 use nodestub_resolver::metrics::Protocol;
 use nodestub_resolver::tables::{Tables, Workshop};
 use nodestub_wire::{Admission, Header, OwnedAnswer, Query, Reply};
@@ -36,7 +37,7 @@ static BENCH: LazyLock<(Tables, Cache)> = LazyLock::new(|| {
     let options = nodestub_corefile::Options::default();
     let loaded =
         nodestub_corefile::parse("Corefile", corefile, &options, &nodestub_corefile::System).unwrap();
-    let tables = Workshop::new(1).compile(&loaded.config).unwrap();
+    let tables = Workshop::new(1).compile(&loaded.config, &HostNames::new()).unwrap();
     let cache = Cache::new(1 << 20);
     for query in queries() {
         let Admission::Accept(admitted) = Query::admit(&query) else { panic!("not admitted") };

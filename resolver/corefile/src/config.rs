@@ -252,6 +252,8 @@ pub struct Forward {
     pub max_idle: Option<u32>,
     /// `source_address`: where questions come from. Default `None`: the kernel's choice.
     pub source_address: Option<IpAddr>,
+    /// `resolver`: whom to ask for host names of upstreams, one after the other. Default none: the system.
+    pub resolvers: Vec<SocketAddr>,
     /// `tls`: for upstreams over TLS.
     pub tls: ForwardTls,
     /// `tls_servername`: what their certificates must be for. Default `None`: their IP address.
@@ -287,6 +289,17 @@ pub enum Upstream {
         /// Where it is.
         address: SocketAddr,
         /// What its certificate must be for. `None`: what `tls_servername` says.
+        server_name: Option<String>,
+    },
+    /// `HOST[:PORT]` or `tls://HOST[%NAME][:PORT]`: the servers of that name. Looked up when the file is loaded.
+    Host {
+        /// Without its final dot.
+        host: String,
+        /// Default 53, and 853 over TLS.
+        port: u16,
+        /// Over TLS.
+        by_tls: bool,
+        /// What their certificates must be for. `None`: what `tls_servername` says.
         server_name: Option<String>,
     },
     /// A file in the format of resolv.conf; its `nameserver` lines are meant. Read when the file is loaded.

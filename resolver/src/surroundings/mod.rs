@@ -35,6 +35,7 @@ use tokio::time::Instant;
 use crate::args::Serve;
 pub use facts::Facts;
 use service::Said;
+pub use service::ask_addresses;
 
 /// How often the folder is looked at.
 const LOOK: Duration = Duration::from_secs(2);

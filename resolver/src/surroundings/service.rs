@@ -33,7 +33,7 @@ pub(super) enum Said {
 pub(super) async fn ask(server: SocketAddr, name: &Name) -> Said {
     let mut addresses = Vec::new();
     for qtype in [rtype::A, rtype::AAAA] {
-        match ask_one(server, name, qtype).await {
+        match ask_addresses(server, name, qtype, MAX_ADDRESSES).await {
             Some(Ok(found)) => addresses.extend(found),
             Some(Err(Rcode::NXDOMAIN)) => return Said::NotThere,
             _ => return Said::Nothing,
@@ -42,8 +42,13 @@ pub(super) async fn ask(server: SocketAddr, name: &Name) -> Said {
     if addresses.is_empty() { Said::NotThere } else { Said::There(addresses) }
 }
 
-/// The addresses, or a response code that is none of success; `None`: no answer.
-async fn ask_one(server: SocketAddr, name: &Name, qtype: u16) -> Option<Result<Vec<IpAddr>, Rcode>> {
+/// The addresses (`most` at most), or a response code that is none of success; `None`: no answer.
+pub async fn ask_addresses(
+    server: SocketAddr,
+    name: &Name,
+    qtype: u16,
+    most: usize,
+) -> Option<Result<Vec<IpAddr>, Rcode>> {
     let ask = Ask {
         name: name.as_bytes().into(),
         qtype,
@@ -69,13 +74,13 @@ async fn ask_one(server: SocketAddr, name: &Name, qtype: u16) -> Option<Result<V
             && *reply.name.as_bytes() == *ask.name
             && (reply.qtype, reply.qclass) == (qtype, CLASS_IN);
         if is_ours {
-            return Some(read(octets, &reply));
+            return Some(read(octets, &reply, most));
         }
     }
     None
 }
 
-fn read(packet: &[u8], reply: &Reply) -> Result<Vec<IpAddr>, Rcode> {
+fn read(packet: &[u8], reply: &Reply, most: usize) -> Result<Vec<IpAddr>, Rcode> {
     let rcode = reply.header.flags.rcode();
     if rcode != Rcode::NOERROR {
         return Err(rcode);
@@ -91,5 +96,5 @@ fn read(packet: &[u8], reply: &Reply) -> Result<Vec<IpAddr>, Rcode> {
             _ => None,
         }
     });
-    Ok(addresses.take(MAX_ADDRESSES).collect())
+    Ok(addresses.take(most).collect())
 }

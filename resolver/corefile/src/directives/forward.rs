@@ -26,7 +26,7 @@ const EXPIRE: Duration = Duration::from_secs(10);
 
 const READ_TIMEOUT: Duration = Duration::from_secs(2);
 
-const SUPPORTED: [&str; 19] = [
+const SUPPORTED: [&str; 20] = [
     "except",
     "policy",
     "force_tcp",
@@ -46,11 +46,17 @@ const SUPPORTED: [&str; 19] = [
     "max_age",
     "max_idle_conns",
     "source_address",
+    "resolver",
 ];
-const UNSUPPORTED: [&str; 2] = ["doh_method", "resolver"];
+const UNSUPPORTED: [&str; 1] = ["doh_method"];
+
+/// Most of `resolver`, in all lines together.
+const MAX_RESOLVERS: usize = 15;
 
 /// DNS over TLS (RFC 7858, 3.1).
 const TLS_PORT: u16 = 853;
+
+const DNS_PORT: u16 = 53;
 
 pub(super) fn read(context: &mut Context<'_>, directive: &Directive) -> Option<Forward> {
     if !count(context, &directive.name, &directive.arguments, (2, usize::MAX), "forward FROM TO...") {
@@ -69,6 +75,7 @@ pub(super) fn read(context: &mut Context<'_>, directive: &Directive) -> Option<F
         max_age: None,
         max_idle: None,
         source_address: None,
+        resolvers: Vec::new(),
         tls: ForwardTls::default(),
         tls_server_name: None,
         max_concurrent: None,
@@ -101,13 +108,17 @@ fn check_together(context: &mut Context<'_>, directive: &Directive, forward: &Fo
         let problem = Problem::new(format!("`max_age` is less than `expire`, which is {:?}", forward.expire));
         context.problem(span, problem.help("make it longer, or `expire` shorter"));
     }
-    let names_itself =
-        forward.to.iter().any(|upstream| matches!(upstream, Upstream::Tls { server_name: Some(_), .. }));
+    let names_itself = forward.to.iter().any(|upstream| match upstream {
+        Upstream::Tls { server_name, .. } | Upstream::Host { server_name, .. } => server_name.is_some(),
+        _ => false,
+    });
     if names_itself && let Some(span) = span_of("tls_servername") {
         let problem = Problem::new("an upstream has a server name of its own already");
         context.problem(span, problem.help("name all of them by `tls://ADDRESS%NAME`, or none"));
     }
-    let by_tls = forward.to.iter().any(|upstream| matches!(upstream, Upstream::Tls { .. }));
+    let is_by_tls =
+        |upstream: &Upstream| matches!(upstream, Upstream::Tls { .. } | Upstream::Host { by_tls: true, .. });
+    let by_tls = forward.to.iter().any(is_by_tls);
     for name in ["tls", "tls_servername"] {
         if !by_tls && let Some(span) = span_of(name) {
             let warning = format!("`{name}` changes nothing: no upstream is asked over TLS");
@@ -238,6 +249,7 @@ fn read_option(context: &mut Context<'_>, directive: &Directive, option: &Entry,
                 forward.source_address = context.accept(token.span, address).or(forward.source_address);
             }
         }
+        "resolver" => read_resolvers(context, option, forward),
         "next_on_nodata" => forward.next_on_nodata |= flag(context, option),
         "failfast_all_unhealthy_upstreams" => forward.fail_fast |= flag(context, option),
         _ => unknown_option(context, directive, option, &SUPPORTED, &UNSUPPORTED),
@@ -294,7 +306,7 @@ fn read_to(context: &mut Context<'_>, directive: &Directive, tokens: &[Token]) -
             )
             .help("take some away, or use several `forward` with zones of their own"),
         );
-    } else if addresses.is_empty() && !upstreams.contains(&Upstream::UnknownClusterDns) {
+    } else if addresses.is_empty() && !upstreams.iter().any(is_known_later) {
         context.report(
             Diagnostic::error(span, "no upstream is left: the file has no `nameserver` line")
                 .help("name a server by its IP address"),
@@ -303,11 +315,17 @@ fn read_to(context: &mut Context<'_>, directive: &Directive, tokens: &[Token]) -
     upstreams
 }
 
+/// Whether its addresses are not known before it is served.
+fn is_known_later(upstream: &Upstream) -> bool {
+    matches!(upstream, Upstream::UnknownClusterDns | Upstream::Host { .. })
+}
+
 /// The upstream, and the addresses that it stands for now.
 fn read_upstream(context: &mut Context<'_>, token: &Token) -> Option<(Upstream, Vec<SocketAddr>)> {
     if let Some(text) = token.text.strip_prefix("tls://") {
-        let (address, server_name) = context.accept(token.span, tls_upstream(text))?;
-        return Some((Upstream::Tls { address, server_name }, vec![address]));
+        let upstream = context.accept(token.span, tls_upstream(text))?;
+        let address = if let Upstream::Tls { address, .. } = &upstream { vec![*address] } else { Vec::new() };
+        return Some((upstream, address));
     }
     let text = context.accept(token.span, without_transport(&token.text))?;
     if text == CLUSTER_DNS {
@@ -323,15 +341,50 @@ fn read_upstream(context: &mut Context<'_>, token: &Token) -> Option<(Upstream, 
             let addresses = nameservers(&String::from_utf8_lossy(&bytes));
             Some((Upstream::ResolvConf(PathBuf::from(path)), addresses))
         }
-        Err(error) => {
-            context.problem(token.span, not_an_upstream(text, &error));
-            None
-        }
+        Err(error) => match host_and_port(text, DNS_PORT) {
+            Some((host, port)) => {
+                Some((Upstream::Host { host, port, by_tls: false, server_name: None }, Vec::new()))
+            }
+            None => {
+                context.problem(token.span, not_an_upstream(text, &error));
+                None
+            }
+        },
+    }
+}
+
+/// `HOST[:PORT]`. `None`: it is none; what ends in digits, or is mostly numbers, is a mistyped address.
+fn host_and_port(text: &str, default_port: u16) -> Option<(String, u16)> {
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) => (host, port.parse().ok().filter(|port| *port > 0)?),
+        None => (text, default_port),
+    };
+    let host = server_name(host).ok()?.to_lowercase();
+    let is_number = |label: &str| label.bytes().all(|byte| byte.is_ascii_digit());
+    let ends_in_number = host.rsplit('.').next().is_some_and(is_number);
+    let numbers = host.split('.').filter(|label| is_number(label)).count();
+    (!ends_in_number && numbers < 3).then_some((host, port))
+}
+
+/// `resolver ADDRESS[:PORT]...`
+fn read_resolvers(context: &mut Context<'_>, option: &Entry, forward: &mut Forward) {
+    let form = "resolver ADDRESS[:PORT]...";
+    if !count(context, &option.name, &option.arguments, (1, MAX_RESOLVERS), form) {
+        return;
+    }
+    // The last line counts, as in CoreDNS.
+    forward.resolvers.clear();
+    for token in &option.arguments {
+        let address = server_addr(&token.text).unwrap_or_else(|| {
+            Err(Problem::new(format!("{} is not an IP address", shown(&token.text)))
+                .help(format!("write `{form}`")))
+        });
+        forward.resolvers.extend(context.accept(token.span, address));
     }
 }
 
 /// `ADDRESS[%NAME][:PORT]`, with brackets around an IPv6 address that has a port, as CoreDNS `splitZone` reads it.
-fn tls_upstream(text: &str) -> Result<(SocketAddr, Option<String>), Problem> {
+fn tls_upstream(text: &str) -> Result<Upstream, Problem> {
     let mut host = text.to_owned();
     let mut name = None;
     if let Some((before, after)) = text.rsplit_once('%') {
@@ -341,11 +394,14 @@ fn tls_upstream(text: &str) -> Result<(SocketAddr, Option<String>), Problem> {
         host = format!("{before}{close}{port}");
         name = Some(server_name(named.trim_end_matches(']'))?);
     }
-    let address = server_addr_or(&host, TLS_PORT).unwrap_or_else(|| {
-        Err(Problem::new(format!("{} is not an IP address", shown(&host)))
-            .help("write `tls://ADDRESS`, `tls://ADDRESS%NAME` or `tls://ADDRESS%NAME:PORT`"))
+    if let Some(address) = server_addr_or(&host, TLS_PORT) {
+        return Ok(Upstream::Tls { address: address?, server_name: name });
+    }
+    let (host, port) = host_and_port(&host, TLS_PORT).ok_or_else(|| {
+        Problem::new(format!("{} is neither an IP address nor a host name", shown(&host)))
+            .help("write `tls://ADDRESS`, `tls://ADDRESS%NAME` or `tls://ADDRESS%NAME:PORT`")
     })?;
-    Ok((address, name))
+    Ok(Upstream::Host { host, port, by_tls: true, server_name: name })
 }
 
 /// A name that a certificate can be for: a domain name of ASCII letters, digits, `-` and `_`, or an IP address.
@@ -406,8 +462,8 @@ fn not_an_upstream(text: &str, error: &io::Error) -> Problem {
         return Problem::new(format!("{name} cannot be read: {error}"))
             .help("name a file in the format of resolv.conf, or a server by its IP address");
     }
-    Problem::new(format!("{name} is neither an IP address nor a file"))
-        .help("name the server by its IP address; host names of upstreams are not supported by this version")
+    Problem::new(format!("{name} is neither an IP address, nor a file, nor a host name"))
+        .help("name the server by its IP address")
 }
 
 fn read_policy(context: &mut Context<'_>, option: &Entry) -> Option<Policy> {

@@ -188,6 +188,7 @@ fn forward_has_the_defaults_of_coredns() {
             max_age: None,
             max_idle: None,
             source_address: None,
+            resolvers: vec![],
             tls: ForwardTls::default(),
             tls_server_name: None,
             max_concurrent: None,
@@ -221,6 +222,32 @@ fn forward_reads_upstreams_of_every_form_once_each() {
             Upstream::ResolvConf("/run/resolv.conf".into()),
         ]
     );
+}
+
+#[test]
+fn forward_reads_host_names_and_whom_to_ask_for_them() {
+    let host = |host: &str, port, by_tls, server_name: Option<&str>| Upstream::Host {
+        host: host.to_owned(),
+        port,
+        by_tls,
+        server_name: server_name.map(ToOwned::to_owned),
+    };
+    let found = block(
+        "forward . localhost DNS.example.org.:5353 dns://a.test tls://dns.test tls://dns.test%other.test:8853 {\n \
+         resolver 192.0.2.1 [::1]:5353\n}",
+    );
+    let [forward] = found.forward.as_slice() else { panic!() };
+    assert_eq!(
+        forward.to,
+        [
+            host("localhost", 53, false, None),
+            host("dns.example.org", 5353, false, None),
+            host("a.test", 53, false, None),
+            host("dns.test", 853, true, None),
+            host("dns.test", 8853, true, Some("other.test")),
+        ]
+    );
+    assert_eq!(forward.resolvers, ["192.0.2.1:53".parse().unwrap(), "[::1]:5353".parse().unwrap()]);
 }
 
 #[test]
@@ -262,8 +289,12 @@ fn forward_rejects_what_cannot_be() {
         "forward",
         "forward .",
         "forward . a27.0.0.1",
-        "forward . localhost",
-        "forward . dns.example.org:53",
+        "forward . 127.0.0.l",
+        "forward . dns..example.org",
+        "forward . dns.example.org:0",
+        "forward . dns.example.org:dns",
+        "forward . 127.0.0.1 {\n resolver\n}",
+        "forward . dns.test {\n resolver dns.test\n}",
         "forward . 8.8.8.8:0",
         "forward . 8.8.8.8:",
         "forward . fe80::1%eth0",
@@ -303,10 +334,8 @@ fn forward_names_what_is_not_supported_yet() {
         let expected = format!("2:11 upstreams over `{transport}://` are not supported by this version");
         assert_eq!(finding(&format!("forward . {transport}://9.9.9.9")), expected);
     }
-    for option in ["resolver ::1", "doh_method GET"] {
-        let found = finding(&format!("forward . 9.9.9.9 {{\n {option}\n}}"));
-        assert!(found.ends_with("is not supported by this version"), "{found}");
-    }
+    let found = finding("forward . 9.9.9.9 {\n doh_method GET\n}");
+    assert!(found.ends_with("is not supported by this version"), "{found}");
 }
 
 #[test]
@@ -343,7 +372,7 @@ fn forward_reads_upstreams_over_tls_and_whose_names_they_bear() {
     }
     rejects(&[
         "forward . tls://",
-        "forward . tls://dns.quad9.net",
+        "forward . tls://dns..quad9.net",
         "forward . tls:///etc/resolv.conf",
         "forward . tls://9.9.9.9%",
         "forward . tls://9.9.9.9%a..b",
