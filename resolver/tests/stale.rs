@@ -18,10 +18,18 @@ use nodestub_lab::{Answer, Netns, Options, Rcode, Upstream};
 /// Longer than the second for which answers live here.
 const EXPIRED: Duration = Duration::from_millis(1_200);
 
-/// What the upstream does: 0 fails, any other number is the last byte of the address that it gives.
+/// The mood in which no name exists.
+const GONE: u8 = 255;
+
+/// What the upstream does: 0 fails, [`GONE`] denies, any other number is the last byte of the address that it gives.
 type Mood = Arc<AtomicU8>;
 
 fn scene(options: &str) -> (Scene, Upstream, Mood) {
+    scene_with(&format!("serve_stale {options}"))
+}
+
+/// The same with all options of `cache`.
+fn scene_with(options: &str) -> (Scene, Upstream, Mood) {
     let mood = Mood::new(AtomicU8::new(1));
     let net = Netns::new().unwrap();
     let theirs = Arc::clone(&mood);
@@ -29,13 +37,14 @@ fn scene(options: &str) -> (Scene, Upstream, Mood) {
         let (name, _) = question(query).unwrap();
         let reply = match theirs.load(Ordering::SeqCst) {
             0 => refusal(query, Rcode::SERVFAIL),
+            GONE => denial(query, Rcode::NXDOMAIN, "test.", 1),
             _ if name.starts_with("nx") => denial(query, Rcode::NXDOMAIN, "test.", 1),
             last => answer(query, &[(&name, 1, Data::A(Ipv4Addr::new(192, 0, 2, last)))]),
         };
         reply.map(Reply::now).into_iter().collect()
     });
     let corefile = format!(
-        ". {{\n bind 127.0.0.1\n cache 1 {{\n serve_stale {options}\n }}\n forward . 127.0.0.2\n prometheus 127.0.0.1:9153\n}}\n"
+        ". {{\n bind 127.0.0.1\n cache 1 {{\n {options}\n }}\n forward . 127.0.0.2\n prometheus 127.0.0.1:9153\n}}\n"
     );
     (Scene::start_in(net, &corefile), upstream, mood)
 }
@@ -122,4 +131,42 @@ fn after_a_failure_an_upstream_is_left_alone_for_as_long_as_the_corefile_says() 
         assert_eq!(edns(&scene, "a.test").data(), ["192.0.2.1"]);
     }
     assert_eq!(upstream.count(), 2);
+}
+
+#[test]
+fn where_positive_answers_are_preferred_a_denial_does_not_take_their_place() {
+    if !can_make_namespaces("where_positive_answers_are_preferred_a_denial_does_not_take_their_place") {
+        return;
+    }
+    for (policy, kept) in [("serve_stale_policy prefer_positive", true), ("", false)] {
+        let (scene, upstream, mood) = scene_with(&format!("serve_stale 1h\n {policy}"));
+        assert_eq!(edns(&scene, "a.test").data(), ["192.0.2.1"]);
+        mood.store(GONE, Ordering::SeqCst);
+        std::thread::sleep(EXPIRED);
+        // The stale answer at once, while the upstream is asked, which says that the name is gone.
+        assert_eq!(edns(&scene, "a.test").data(), ["192.0.2.1"]);
+        upstream.wait_for(2, HANG).unwrap();
+        let end = Instant::now() + HANG;
+        if kept {
+            // Asked again for each answer, and denied each time: as often as it takes.
+            while upstream.count() < 5 {
+                assert!(Instant::now() < end, "the upstream was asked {} times", upstream.count());
+                assert_eq!(edns(&scene, "a.test").data(), ["192.0.2.1"]);
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        } else {
+            while edns(&scene, "a.test").rcode != "NXDOMAIN" {
+                assert!(Instant::now() < end, "the denial is never believed");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        // What exists again takes the place in either case.
+        mood.store(9, Ordering::SeqCst);
+        std::thread::sleep(EXPIRED);
+        let end = Instant::now() + HANG;
+        while edns(&scene, "a.test").data() != ["192.0.2.9"] {
+            assert!(Instant::now() < end, "the new answer is never believed");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
 }

@@ -8,6 +8,9 @@ mod common;
 mod secure;
 
 use std::net::Ipv4Addr;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Mutex;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
@@ -50,12 +53,18 @@ impl Stage {
 
     /// `FOLDER` in the text is the folder.
     fn serve(self, forward: &str) -> Scene {
+        self.serve_with(forward, |_, _| {})
+    }
+
+    /// The same with changes to the command line.
+    fn serve_with(self, forward: &str, change: impl FnOnce(&mut Command, &Path)) -> Scene {
         let text = format!(
             ". {{\n bind 127.0.0.1\n errors\n cache\n forward . {forward}\n prometheus 127.0.0.1:9153\n}}\n"
         );
         let text = text.replace("FOLDER", self.folder.path().to_str().unwrap());
         std::fs::write(self.folder.path().join("Corefile"), text).unwrap();
-        let command = resolver(&self.folder.path().join("Corefile"));
+        let mut command = resolver(&self.folder.path().join("Corefile"));
+        change(&mut command, self.folder.path());
         Scene::of(self.net, command, self.folder)
     }
 }
@@ -111,6 +120,56 @@ fn believes_nobody_whose_certificate_is_anothers_or_of_an_unknown_authority() {
             assert_eq!(server.seen.questions.load(SeqCst), 0, "asked before it was known who is there");
         }
     }
+}
+
+#[test]
+fn without_authorities_of_its_own_a_forward_believes_those_of_the_system() {
+    let test = "without_authorities_of_its_own_a_forward_believes_those_of_the_system";
+    for (known, expected) in [(true, "NOERROR"), (false, "SERVFAIL")] {
+        let Some(stage) = Stage::new(test) else { return };
+        let pair = stage.authority.sign("dns.test");
+        let server =
+            Secure::start(&stage.net, "127.0.0.2:853", &pair, None, |_, _, query| Say::Answer(right(query)));
+        std::fs::write(stage.folder.path().join("other.crt"), Authority::new().pem).unwrap();
+        let scene = stage.serve_with("tls://127.0.0.2%dns.test", |command, folder| {
+            command.env("SSL_CERT_FILE", folder.join(if known { "ca.crt" } else { "other.crt" }));
+            command.env_remove("SSL_CERT_DIR");
+        });
+        assert_eq!(scene.rcode("a.test", "A"), expected);
+        assert_eq!(server.seen.questions.load(SeqCst) > 0, known);
+    }
+}
+
+#[test]
+fn answers_that_come_out_of_order_over_tls_reach_who_asked() {
+    const TOGETHER: usize = 8;
+    let Some(stage) = Stage::new("answers_that_come_out_of_order_over_tls_reach_who_asked") else { return };
+    let pair = stage.authority.sign("127.0.0.2");
+    // Says nothing until so many are asked, and then the last first.
+    let waiting: Mutex<Vec<Vec<u8>>> = Mutex::default();
+    let server = Secure::start(&stage.net, "127.0.0.2:853", &pair, None, move |_, _, query| {
+        let mut waiting = waiting.lock().unwrap();
+        let (name, _) = question(query).unwrap();
+        let number: u8 = name.trim_start_matches('n').split('.').next().unwrap().parse().unwrap();
+        let data = Data::A(Ipv4Addr::new(192, 0, 2, number));
+        waiting.push(answer(query, &[(&name, 300, data)]).unwrap());
+        if waiting.len() < TOGETHER {
+            return Say::Nothing;
+        }
+        Say::Several(waiting.drain(..).rev().collect())
+    });
+    let scene = stage.serve("tls://127.0.0.2 {\n tls FOLDER/ca.crt\n max_fails 0\n max_idle_conns 1\n }");
+    std::thread::scope(|scope| {
+        for number in 0..TOGETHER {
+            let scene = &scene;
+            scope.spawn(move || {
+                let expected = format!("192.0.2.{number}");
+                assert_eq!(scene.ask(&format!("n{number}.test"), "A").data(), [expected.as_str()]);
+            });
+        }
+    });
+    assert_eq!(server.seen.connections.load(SeqCst), 1);
+    assert_eq!(server.seen.questions.load(SeqCst), TOGETHER);
 }
 
 #[test]

@@ -60,6 +60,8 @@ pub(crate) enum Say {
     Nothing,
     /// Answers, and closes the connection.
     Last(Vec<u8>),
+    /// Answers what was asked before, in this order.
+    Several(Vec<Vec<u8>>),
 }
 
 /// A DNS server over TLS. Its threads end with the process.
@@ -135,15 +137,16 @@ fn serve(stream: TcpStream, config: Arc<ServerConfig>, seen: &Seen, behaviour: &
         }
         seen.questions.fetch_add(1, SeqCst);
         let (said, ends) = match behaviour(number, asked, &query) {
-            Say::Answer(answer) => (Some(answer), false),
-            Say::Nothing => (None, false),
-            Say::Last(answer) => (Some(answer), true),
+            Say::Answer(answer) => (vec![answer], false),
+            Say::Nothing => (vec![], false),
+            Say::Last(answer) => (vec![answer], true),
+            Say::Several(answers) => (answers, false),
         };
         asked += 1;
-        if let Some(answer) = said
-            && write_framed(&mut stream, &answer).and_then(|()| stream.flush()).is_err()
-        {
-            return;
+        for answer in said {
+            if write_framed(&mut stream, &answer).and_then(|()| stream.flush()).is_err() {
+                return;
+            }
         }
         if ends {
             stream.conn.send_close_notify();
