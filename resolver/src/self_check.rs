@@ -71,7 +71,7 @@ async fn check(checks: &SelfChecks, address: SocketAddr) {
     match answered.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
         Ok(()) if took <= SLOW => {}
         Ok(()) => {
-            tracing::warn!(%address, ?took, "/health took long to answer: this machine has too much to do")
+            tracing::warn!(%address, ?took, "/health took long to answer: this machine has too much to do");
         }
         Err(cause) => {
             checks.failures.add(1);

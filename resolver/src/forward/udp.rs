@@ -98,9 +98,9 @@ impl Credit {
     fn spend(&self) -> bool {
         let spent = self.left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok();
         if spent {
-            self.spent.add(1)
+            self.spent.add(1);
         } else {
-            self.refused.add(1)
+            self.refused.add(1);
         }
         spent
     }

@@ -6,6 +6,7 @@ use crate::question::{
     A, AAAA, ANY, AUTHENTIC, CNAME, DNSSEC, EDNS, FROM_A_PORT, FROM_A_PORT_WITH_EDNS, HINFO, HTTPS, MX,
     NAPTR, NS, OVER_V6, PLAIN, PTR, Question, SOA, SRV, TCP, TXT, WAYS, WITH_NSID, WITH_NSID_BY_TCP, all,
 };
+use crate::templates;
 
 /// One Corefile and its questions.
 pub(crate) struct Case {
@@ -75,6 +76,11 @@ pub(crate) const CASES: &[Case] = &[
         everything,
     ),
     case(
+        "forward_names",
+        ". {\n bind BIND\n forward . up53.test {\n  resolver 127.0.0.54 127.0.0.53:53\n }\n}\n",
+        everything,
+    ),
+    case(
         "cache_prefetch",
         ". {\n bind BIND\n cache {\n  prefetch 1 1m 90%\n  serve_stale 1h verify 0 30s\n  serve_stale_policy prefer_positive\n \
          }\n forward . 127.0.0.53\n}\n",
@@ -97,7 +103,20 @@ pub(crate) const CASES: &[Case] = &[
             &[PLAIN, TCP, EDNS, DNSSEC, OVER_V6],
         )
     }),
-    case("templates", TEMPLATES, templated),
+    case(
+        "rewrite_metadata",
+        ". {\n bind BIND\n rewrite continue name regex (.*)\\.label\\.test {1}.{view/name}.test metadata\n rewrite continue edns0 \
+         local set 0xffee {forward/upstream}\n rewrite name regex (.*)\\.meta\\.test {1}.Test metadata answer auto\n cache\n \
+         forward . 127.0.0.53\n}\n",
+        || {
+            let names =
+                ["a.meta.test.", "Four.meta.test.", "nx.meta.test.", "a.label.test.", "echo.meta.test."];
+            all(&names, &[A, AAAA, TXT], &[PLAIN, TCP, EDNS, DNSSEC])
+        },
+    ),
+    case("templates", templates::RECORDS, templates::records),
+    case("template_expressions", templates::EXPRESSIONS, templates::expressions),
+    case("template_conditions", templates::CONDITIONS, templates::conditional),
     Case {
         allowed: &["silence"],
         ..case("access_lists", ACCESS_LISTS, || {
@@ -215,6 +234,17 @@ pub(crate) const CASES: &[Case] = &[
             searched,
         )
     },
+    case(
+        "twice",
+        ". {\n bind BIND\n bufsize 600\n bufsize 4096\n minimal\n minimal\n local {\n  localhost_prefix off\n }\n local\n dns64 \
+         {\n  allow_ipv4\n }\n dns64 2001:db8::/32\n loadbalance {\n  prefer 192.0.2.2/32\n }\n loadbalance {\n  prefer \
+         192.0.2.0/24\n }\n any\n any\n cache\n forward . 127.0.0.53\n}\n",
+        || {
+            let names =
+                ["four.test.", "only4.test.", "medium.test.", "localhost.a.test.", "mx.test.", "nx.test."];
+            all(&names, &[A, AAAA, TXT, MX, ANY], &WAYS)
+        },
+    ),
 ];
 
 fn searched() -> Vec<Question> {
@@ -351,60 +381,6 @@ type.test {
 }
 "#;
 
-const TEMPLATES: &str = r#"hex.example {
- bind BIND
- template IN AAAA hex.example {
-  match ^(?P<x>[0-9a-f]{4})[.]
-  answer "{{ .Name }} 60 AAAA 2001:db8::{{ .Group.x }}"
-  answer "{{ .Name }} 60 AAAA 2001:db8::{{ parseInt .Group.x 16 16 }}"
-  additional "extra.example. 30 IN MX {{ parseInt .Group.x 16 16 }} mail.example."
-  ederror 21 "made here"
- }
-}
-. {
- bind BIND
- template IN A ip.test {
-  match ^ip-(?P<a>[0-9]+)-(?P<b>[0-9]+)-(?P<c>[0-9]+)-(?P<d>[0-9]+)[.]ip[.]test[.]$
-  answer "{{ .Name }} 60 IN A {{ .Group.a }}.{{ .Group.b }}.{{ .Group.c }}.{{ .Group.d }}"
-  fallthrough
- }
- template ANY ANY nx.example {
-  rcode NXDOMAIN
-  authority "nx.example. 60 {{ .Class }} SOA ns.nx.example. me.nx.example. (1 60 60 60 60)"
- }
- template IN TXT txt.example {
-  match ^(\w+)[.](\w+)[.]txt[.]example
-  answer "{{ .Name }} 60 IN TXT \"{{ index .Match 1 }} {{ index .Group `2` | printf `%q` | len }} {{ .Type }}\" {{ .Zone }}"
-  answer "{{ .Name }} 60 IN TXT {{ if eq (index .Match 1) `yes` }}\"is yes\"{{ else }}no{{ end }}"
- }
- template IN A cname.example {
-  answer "{{ .Name }} 60 IN CNAME four.test."
- }
- template IN SRV MX {
-  match never
- }
- template IN MX mx.example {
-  answer "{{ .Name }} 60 MX 10 m.{{ .Zone }}"
-  answer "{{ .Name }} 60 MX 20 {{ .Name }}"
- }
- template IN A fails.example {
-  answer "{{ .Name }} 60 IN A {{ index .Match 3 }}"
- }
- template IN A broken.example {
-  answer "{{ .Name }} 60 IN A not.an.address"
- }
- template IN TXT message.example {
-  answer "{{ .Name }} 60 IN TXT \"{{ .Message.Id }} {{ .Message.RecursionDesired }} {{ .Message.CheckingDisabled }}\""
-  answer "{{ .Name }} 60 IN TXT \"{{ (index .Message.Question 0).Qtype }} {{ len .Message.Question }} {{ .Message.Response }}\""
- }
- template IN HINFO refuses.example {
-  rcode REFUSED
- }
- cache
- forward . 127.0.0.53
-}
-"#;
-
 const ACCESS_LISTS: &str = r#". {
  bind BIND
  rewrite name suffix .rewritten.test .blocked.test answer auto
@@ -505,30 +481,6 @@ fn rewritten_fields() -> Vec<Question> {
     }
     questions.extend(chaos);
     questions
-}
-
-fn templated() -> Vec<Question> {
-    all(
-        &[
-            "ip-10-95-12-8.ip.test.",
-            "IP-1-2-3-4.ip.test.",
-            "other.ip.test.",
-            "a.nx.example.",
-            "yes.b.txt.example.",
-            "no.longer.txt.example.",
-            "x.cname.example.",
-            "00ff.hex.example.",
-            "x.message.example.",
-            "zz.hex.example.",
-            "x.mx.example.",
-            "x.fails.example.",
-            "x.broken.example.",
-            "refuses.example.",
-            "a.test.",
-        ],
-        &[A, AAAA, TXT, MX, HINFO],
-        &[PLAIN, TCP, EDNS, DNSSEC],
-    )
 }
 
 fn local_names() -> Vec<Question> {

@@ -21,6 +21,7 @@ mod cases;
 mod compare;
 mod question;
 mod scene;
+mod templates;
 mod upstream;
 
 use cases::{CASES, Case};
@@ -66,13 +67,17 @@ agrees!(
     forward_next,
     hosts_other_types,
     forward_connections,
+    forward_names,
     cache_prefetch,
     errors_of_upstreams,
     rewrite_names,
     rewrite_answers,
     rewrite_fields,
     rewrite_edns,
+    rewrite_metadata,
     templates,
+    template_expressions,
+    template_conditions,
     access_lists,
     loadbalance,
     loadbalance_prefer,
@@ -89,6 +94,7 @@ agrees!(
     other_classes,
     autopath,
     autopath_zones,
+    twice,
 );
 
 #[test]

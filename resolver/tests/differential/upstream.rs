@@ -146,6 +146,7 @@ fn answer_to(asked: &str, qtype: u16, query: &[u8], question_end: usize) -> Worl
         ("only4", 1) => {
             world.answer(&name, 1, 120, vec![192, 0, 2, 44]).answer(&name, 1, 120, vec![192, 0, 2, 45])
         }
+        ("up53", 1) => world.answer(&name, 1, 60, vec![127, 0, 0, 53]),
         ("zero", _) => addresses(world, &name, 1, 0),
         ("short", _) => addresses(world, &name, 1, 1),
         ("long", _) => addresses(world, &name, 1, 100_000),

@@ -126,14 +126,14 @@ static FUNCTIONS: [Function; 52] = [
     query("class", Text, |query, _| text(query.class)),
     query("proto", Text, |query, _| text(query.protocol)),
     query("size", Int, |query, _| length(query.size)),
-    query("client_ip", Text, |query, _| text(query.client_ip())),
-    query("port", Text, |query, _| text(query.client.port())),
+    query("client_ip", Text, |query, _| text(&query.client_ip())),
+    query("port", Text, |query, _| text(&query.client.port())),
     query("id", Int, |query, _| Ok(Value::Int(query.id.into()))),
     query("opcode", Int, |_, _| Ok(Value::Int(0))),
     query("do", Bool, |query, _| Ok(Value::Bool(query.dnssec_ok))),
     query("bufsize", Int, |query, _| Ok(Value::Int(query.buffer_size.into()))),
-    query("server_ip", Text, |query, _| text(query.server.ip())),
-    query("server_port", Text, |query, _| text(query.server.port())),
+    query("server_ip", Text, |query, _| text(&query.server.ip())),
+    query("server_port", Text, |query, _| text(&query.server.port())),
     Function { takes: &[Any], count: (1, 1), ..query("group", Text, group) },
     // Nothing sets metadata here.
     plain("metadata", &[Text], (1, 1), Text, |_| text("")),
@@ -182,11 +182,11 @@ static FUNCTIONS: [Function; 52] = [
         _ => wrong(),
     }),
     plain("upper", &[Text], (1, 1), Text, |arguments| match arguments {
-        [Value::Text(one)] => text(one.to_uppercase()),
+        [Value::Text(one)] => text(&one.to_uppercase()),
         _ => wrong(),
     }),
     plain("lower", &[Text], (1, 1), Text, |arguments| match arguments {
-        [Value::Text(one)] => text(one.to_lowercase()),
+        [Value::Text(one)] => text(&one.to_lowercase()),
         _ => wrong(),
     }),
     plain("split", &[Text, Text, Int], (2, 3), List, |arguments| split(arguments, false)),
@@ -194,7 +194,7 @@ static FUNCTIONS: [Function; 52] = [
     plain("replace", &[Text, Text, Text, Int], (3, 4), Text, |arguments| match arguments {
         [Value::Text(one), Value::Text(from), Value::Text(to), rest @ ..] => {
             too_long(one.len().saturating_add(1).saturating_mul(to.len().saturating_add(1)))?;
-            text(match rest {
+            text(&match rest {
                 [Value::Int(most)] if *most >= 0 => {
                     one.replacen(&**from, to, usize::try_from(*most).unwrap_or(usize::MAX))
                 }
@@ -207,7 +207,7 @@ static FUNCTIONS: [Function; 52] = [
         [Value::Text(one), Value::Int(times)] => {
             let times = usize::try_from(*times).or_else(|_| fails("repeat: a number below 0"))?;
             too_long(one.len().saturating_mul(times))?;
-            text(one.repeat(times))
+            text(&one.repeat(times))
         }
         _ => wrong(),
     }),
@@ -218,7 +218,7 @@ static FUNCTIONS: [Function; 52] = [
                 Value::Text(text) => Ok(&**text),
                 other => fails(format!("join: {other} is no text")),
             });
-            text(texts.collect::<Result<Vec<&str>, _>>()?.join(between))
+            text(&texts.collect::<Result<Vec<&str>, _>>()?.join(between))
         }
         _ => wrong(),
     }),
@@ -309,7 +309,7 @@ fn wrong<T>() -> Result<T, ExpressionError> {
     fails("an argument of another kind than the function takes")
 }
 
-fn text(value: impl ToString) -> Result<Value, ExpressionError> {
+fn text<T: ToString + ?Sized>(value: &T) -> Result<Value, ExpressionError> {
     let text = value.to_string();
     too_long(text.len())?;
     Ok(Value::Text(text))

@@ -26,8 +26,11 @@ pub(super) enum Token {
     End,
 }
 
-/// Tokens with the bytes that they stand at; the last is [`Token::End`].
-pub(super) fn lex(text: &str) -> Result<Vec<(Token, (usize, usize))>, ReadError> {
+/// A token, and from which byte to which it stands.
+pub(super) type Placed = (Token, (usize, usize));
+
+/// The last token is [`Token::End`].
+pub(super) fn lex(text: &str) -> Result<Vec<Placed>, ReadError> {
     if text.len() > MAX_TEXT {
         return Err(error(
             (0, text.len()),

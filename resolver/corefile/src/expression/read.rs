@@ -2,7 +2,7 @@
 
 use regex::Regex;
 
-use super::lex::{Token, error, lex};
+use super::lex::{Placed, Token, error, lex};
 use super::{Kind, Node, Operator, ReadError, Value, functions};
 
 /// Deepest nesting of parts.
@@ -31,7 +31,7 @@ pub(super) fn read(text: &str, variables: &[(String, Kind)]) -> Result<(Node, Ki
 type Read = Result<(Node, Kind), ReadError>;
 
 struct Reader<'a> {
-    tokens: &'a [(Token, (usize, usize))],
+    tokens: &'a [Placed],
     next: usize,
     variables: Vec<(String, Kind)>,
     /// Predicates around this place.
@@ -134,13 +134,13 @@ fn combine(operator: Operator, left: Kind, right: Kind) -> Option<Kind> {
 }
 
 impl<'a> Reader<'a> {
-    fn peek(&self) -> &'a (Token, (usize, usize)) {
+    fn peek(&self) -> &'a Placed {
         // The last token is `End`, and is never stepped over.
-        const END: &(Token, (usize, usize)) = &(Token::End, (0, 0));
+        const END: &Placed = &(Token::End, (0, 0));
         self.tokens.get(self.next.min(self.tokens.len().saturating_sub(1))).unwrap_or(END)
     }
 
-    fn take(&mut self) -> &'a (Token, (usize, usize)) {
+    fn take(&mut self) -> &'a Placed {
         let token = self.peek();
         self.next += 1;
         token

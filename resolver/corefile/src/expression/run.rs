@@ -116,7 +116,7 @@ impl<'a> Runner<'a> {
             Operator::Else => return if left == Value::Nil { self.value(right) } else { Ok(left) },
             _ => {}
         }
-        combine(operator, left, self.value(right)?)
+        combine(operator, &left, &self.value(right)?)
     }
 
     fn predicate(
@@ -215,21 +215,21 @@ fn equal(left: &Value, right: &Value) -> bool {
     }
 }
 
-fn combine(operator: Operator, left: Value, right: Value) -> Result<Value, ExpressionError> {
-    let is = |accept: fn(Ordering) -> bool| Ok(Value::Bool(accept(compare(&left, &right)?)));
+fn combine(operator: Operator, left: &Value, right: &Value) -> Result<Value, ExpressionError> {
+    let is = |accept: fn(Ordering) -> bool| Ok(Value::Bool(accept(compare(left, right)?)));
     match operator {
-        Operator::Equal => Ok(Value::Bool(equal(&left, &right))),
-        Operator::NotEqual => Ok(Value::Bool(!equal(&left, &right))),
+        Operator::Equal => Ok(Value::Bool(equal(left, right))),
+        Operator::NotEqual => Ok(Value::Bool(!equal(left, right))),
         Operator::Less => is(Ordering::is_lt),
         Operator::Greater => is(Ordering::is_gt),
         Operator::LessOrEqual => is(Ordering::is_le),
         Operator::GreaterOrEqual => is(Ordering::is_ge),
-        Operator::In => match &right {
-            Value::List(list) => Ok(Value::Bool(list.iter().any(|item| equal(item, &left)))),
+        Operator::In => match right {
+            Value::List(list) => Ok(Value::Bool(list.iter().any(|item| equal(item, left)))),
             other => fails(format!("nothing is in {other}: it is no list")),
         },
         Operator::Matches | Operator::Contains | Operator::StartsWith | Operator::EndsWith => {
-            let (Value::Text(text), Value::Text(part)) = (&left, &right) else {
+            let (Value::Text(text), Value::Text(part)) = (left, right) else {
                 return fails(format!("{left} and {right} are not two texts"));
             };
             Ok(Value::Bool(match operator {
@@ -243,14 +243,14 @@ fn combine(operator: Operator, left: Value, right: Value) -> Result<Value, Expre
             }))
         }
         Operator::Range => {
-            let (Value::Int(from), Value::Int(to)) = (&left, &right) else {
+            let (Value::Int(from), Value::Int(to)) = (left, right) else {
                 return fails(format!("{left} and {right} are not two whole numbers"));
             };
             let size = to.checked_sub(*from).and_then(|size| usize::try_from(size).ok());
             too_long(size.unwrap_or(if to < from { 0 } else { usize::MAX }))?;
             Ok(Value::List((*from..=*to).map(Value::Int).collect()))
         }
-        _ => calculate(operator, &left, &right),
+        _ => calculate(operator, left, right),
     }
 }
 
