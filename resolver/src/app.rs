@@ -389,7 +389,10 @@ impl<'a> Running<'a> {
                     signals.allow(longest_stop(&self.shared.tables.load()));
                 }
                 Ok(()) = self.known.changed() => {
+                    // Nobody's wish: what `ready` waited for once is not waited for again.
+                    let was_ready = self.shared.tables.load().was_ready.load(Relaxed);
                     self.reload(false).await;
+                    self.shared.tables.load().was_ready.fetch_or(was_ready, Relaxed);
                     signals.allow(longest_stop(&self.shared.tables.load()));
                 }
                 event = self.post.next() => match event {

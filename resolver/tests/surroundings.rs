@@ -13,7 +13,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use common::{HANG, Metrics, ip, patient, upstream_in};
-use nodestub_lab::skip::can_make_namespaces;
+use nodestub_lab::skip::{can_make_namespaces, skip};
 use nodestub_lab::upstream::zone;
 use nodestub_lab::{Answer, Daemon, Netns, Upstream, ask};
 use tempfile::TempDir;
@@ -252,6 +252,40 @@ fn waits_for_the_domain_where_the_folder_may_come_to_say_it_and_fails_where_ther
     node.write_facts("2", &[("cluster-dns", UPSTREAM[0]), ("cluster-domain", "cluster.local")]);
     node.wait_for_upstream(UPSTREAM[0], &daemon);
     daemon.terminate(HANG).unwrap();
+}
+
+#[test]
+fn a_cluster_dns_that_was_known_once_is_looked_at_again_unless_the_corefile_says_until_ready() {
+    let test = "a_cluster_dns_that_was_known_once_is_looked_at_again_unless_the_corefile_says_until_ready";
+    if !can_make_namespaces(test) {
+        return;
+    }
+    if std::env::var_os("NODESTUB_FULL").is_none() {
+        return skip(test, "it takes two minutes; NODESTUB_FULL=1 runs it");
+    }
+    let started = |monitor: &str| {
+        let ready = format!("ready 127.0.0.1:8181 {{\n monitor {monitor}\n }}");
+        let node = Node::with(&[UPSTREAM[0], SITE_DNS], &COREFILE.replace("ready 127.0.0.1:8181", &ready));
+        let mut command = node.command();
+        command.env("KUBE_DNS_UPSTREAM_SERVICE_HOST", UPSTREAM[0]);
+        command.args(["--cluster-domain", "cluster.local"]);
+        let daemon = node.start(command);
+        assert_eq!(node.ready().0, 200, "{}", node.ready().1);
+        (node, daemon)
+    };
+    // The Service denies itself, three times in a row; then nothing is known of the cluster DNS.
+    let (patient, first) = started("until-ready");
+    let (watchful, second) = started("continuously");
+    for (node, daemon) in [(&patient, &first), (&watchful, &second)] {
+        let began = Instant::now();
+        while !node.service_is("unknown") {
+            assert!(began.elapsed() < 4 * HANG, "still known:\n{}", daemon.lines().join("\n"));
+            sleep(Duration::from_secs(1));
+        }
+    }
+    watchful.wait_until("unready", &second, || watchful.ready().0 == 503);
+    assert_eq!(patient.ready().0, 200, "{}", patient.ready().1);
+    assert_eq!(patient.ask("who.cluster.local").rcode, "SERVFAIL");
 }
 
 #[test]
