@@ -9,7 +9,7 @@ use crate::config::{Cache, CacheClass, Prefetch, ServeStale};
 use crate::context::{Context, Problem};
 use crate::lexer::Token;
 use crate::parser::{Directive, Entry};
-use crate::report::shown;
+use crate::report::{Diagnostic, shown};
 use crate::values::{duration, number, number_u32};
 
 /// CoreDNS's cache is 256 shards of at least 4 entries; a capacity is rounded down to a multiple of the shards.
@@ -59,7 +59,7 @@ pub(super) fn read(context: &mut Context<'_>, directive: &Directive) -> Option<C
     }
     cache.zones = zone_list(context, zones);
     // `disable` may stand once for each class; the second of a class replaces the first, as in CoreDNS.
-    for option in options(context, directive, &["disable"]) {
+    for option in options(context, directive, &["disable", "serve_stale_policy"]) {
         match option.name.text.as_str() {
             "success" => read_class(context, option, &mut cache.success),
             "denial" => read_class(context, option, &mut cache.denial),
@@ -73,6 +73,10 @@ pub(super) fn read(context: &mut Context<'_>, directive: &Directive) -> Option<C
                 if let Some(stale) = read_stale(context, option) {
                     cache.serve_stale = (!stale.up_to.is_zero()).then_some(stale);
                 }
+            }
+            "serve_stale_policy" if cache.prefer_positive => {
+                let problem = Problem::new("`serve_stale_policy` may stand only once");
+                context.problem(option.name.span, problem.help("remove one of them"));
             }
             "serve_stale_policy" => read_policy(context, directive, option, &mut cache),
             "prefetch" => {
@@ -98,8 +102,12 @@ fn capacity(entries: u64) -> usize {
 /// `CAPACITY [TTL [MINTTL]]`.
 fn read_class(context: &mut Context<'_>, option: &Entry, class: &mut CacheClass) {
     let form = format!("{} CAPACITY [TTL [MINTTL]]", option.name.text);
-    if !count(context, &option.name, &option.arguments, (1, 3), &form) {
+    if !count(context, &option.name, &option.arguments, (1, usize::MAX), &form) {
         return;
+    }
+    if let Some(extra) = option.arguments.get(3) {
+        let warning = Diagnostic::warning(extra.span, "what stands here is not read, here as in CoreDNS");
+        context.report(warning.help(format!("write `{form}`")));
     }
     let mut arguments = option.arguments.iter();
     if let Some(token) = arguments.next()

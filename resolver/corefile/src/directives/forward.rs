@@ -483,7 +483,7 @@ fn read_policy(context: &mut Context<'_>, option: &Entry) -> Option<Policy> {
 /// `health_check DURATION [no_rec] [domain NAME]`.
 fn read_health_check(context: &mut Context<'_>, option: &Entry, forward: &mut Forward) {
     let form = "health_check DURATION [no_rec] [domain NAME]";
-    if !count(context, &option.name, &option.arguments, (1, 4), form) {
+    if !count(context, &option.name, &option.arguments, (1, usize::MAX), form) {
         return;
     }
     let Some((interval, mut words)) = option.arguments.split_first() else { return };

@@ -29,7 +29,7 @@ use crate::report::{Diagnostic, Span, shown};
 use crate::suggest::nearest;
 
 /// The directives that are supported.
-pub(crate) const SUPPORTED: [&str; 28] = [
+pub(crate) const SUPPORTED: [&str; 29] = [
     "acl",
     "any",
     "autopath",
@@ -47,6 +47,7 @@ pub(crate) const SUPPORTED: [&str; 28] = [
     "local",
     "log",
     "loop",
+    "metadata",
     "minimal",
     "nsid",
     "pprof",
@@ -62,9 +63,8 @@ pub(crate) const SUPPORTED: [&str; 28] = [
 
 /// The other directives of CoreDNS 1.15.0 (`core/dnsserver/zdirectives.go`), with what to do where there is more to
 /// say than to remove the line.
-const UNSUPPORTED: [(&str, &str); 34] = [
+const UNSUPPORTED: [(&str, &str); 33] = [
     ("root", "write absolute paths instead"),
-    ("metadata", ""),
     ("geoip", ""),
     ("cancel", ""),
     ("proxyproto", ""),
@@ -175,6 +175,7 @@ pub(crate) fn read(context: &mut Context<'_>, directive: &Directive, draft: &mut
         "minimal" => draft.block.minimal = answering::word(context, directive),
         "whoami" => draft.block.whoami = answering::word(context, directive),
         "debug" => notices::debug(context, directive),
+        "metadata" => notices::metadata(context, directive),
         "pprof" => notices::pprof(context, directive),
         "trace" => notices::trace(context, directive),
         "timeouts" => draft.block.timeouts = notices::timeouts(context, directive, draft.block.timeouts),

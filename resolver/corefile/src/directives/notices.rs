@@ -1,5 +1,5 @@
-//! Directives that are accepted so that a Corefile need not be changed, and say that they do nothing here: `debug`, `pprof`,
-//! `trace`; and `timeouts`, which does something.
+//! Directives that are accepted so that a Corefile need not be changed, and say that they do nothing here: `debug`, `metadata`,
+//! `pprof`, `trace`; and `timeouts`, which does something.
 
 use std::time::Duration;
 
@@ -7,8 +7,8 @@ use super::{count, one, options, unknown_option};
 use crate::config::Timeouts;
 use crate::context::{Context, Problem};
 use crate::parser::Directive;
-use crate::report::Diagnostic;
-use crate::values::{duration, number_u32};
+use crate::report::{Diagnostic, shown};
+use crate::values::{duration, http_addr, number_u32};
 
 const LEAST: Duration = Duration::from_secs(1);
 const MOST: Duration = Duration::from_secs(24 * 3600);
@@ -19,12 +19,32 @@ pub(super) fn debug(context: &mut Context<'_>, directive: &Directive) {
     notice(context, directive, "what is said is chosen when the daemon starts: set NODESTUB_LOG=debug");
 }
 
+/// `metadata [ZONE...]`
+pub(super) fn metadata(context: &mut Context<'_>, directive: &Directive) {
+    super::no_options(context, directive);
+    super::zone_list(context, &directive.arguments);
+    notice(context, directive, "`log` has {/log/class} and {/log/type} without it, and no other labels");
+}
+
+fn is_a(text: &str, holds: bool, what: &str) -> Result<(), Problem> {
+    let problem = || Problem::new(format!("{} is not {what}", shown(text)));
+    if holds { Ok(()) } else { Err(problem().help("write what CoreDNS takes, or remove the directive")) }
+}
+
 /// `pprof [ADDRESS] { block [RATE] }`
 pub(super) fn pprof(context: &mut Context<'_>, directive: &Directive) {
     count(context, &directive.name, &directive.arguments, (0, 1), "pprof [ADDRESS]");
+    if let Some(token) = directive.arguments.first() {
+        context.accept(token.span, http_addr(&token.text));
+    }
     for option in options(context, directive, &[]) {
         if option.name.text != "block" {
             unknown_option(context, directive, option, &["block"], &[]);
+        } else if count(context, &option.name, &option.arguments, (0, 1), "block [RATE]")
+            && let Some(token) = option.arguments.first()
+        {
+            context
+                .accept(token.span, is_a(&token.text, token.text.parse::<i64>().is_ok(), "a whole number"));
         }
     }
     notice(context, directive, "it profiles Go programs; this one is profiled with perf");
@@ -32,6 +52,9 @@ pub(super) fn pprof(context: &mut Context<'_>, directive: &Directive) {
 
 /// `trace [TYPE] [ENDPOINT] { ... }`
 pub(super) fn trace(context: &mut Context<'_>, directive: &Directive) {
+    /// As Go's `strconv.ParseBool`.
+    const GO_BOOLS: [&str; 12] =
+        ["1", "t", "T", "true", "TRUE", "True", "0", "f", "F", "false", "FALSE", "False"];
     const OPTIONS: [&str; 7] = [
         "every",
         "service",
@@ -42,10 +65,35 @@ pub(super) fn trace(context: &mut Context<'_>, directive: &Directive) {
         "zipkin_max_batch_interval",
     ];
     count(context, &directive.name, &directive.arguments, (0, 2), "trace [TYPE] [ENDPOINT]");
+    if let [kind, _] = directive.arguments.as_slice() {
+        let known = ["zipkin", "datadog"].contains(&kind.text.to_lowercase().as_str());
+        context.accept(kind.span, is_a(&kind.text, known, "a type of tracing"));
+    }
     for option in options(context, directive, &[]) {
-        if !OPTIONS.contains(&option.name.text.as_str()) {
+        let name = option.name.text.as_str();
+        if !OPTIONS.contains(&name) {
             unknown_option(context, directive, option, &OPTIONS, &[]);
+            continue;
         }
+        let least = usize::from(!matches!(name, "client_server" | "datadog_analytics_rate"));
+        if !count(context, &option.name, &option.arguments, (least, 1), &format!("{name} VALUE")) {
+            continue;
+        }
+        let Some(token) = option.arguments.first() else { continue };
+        let text = token.text.as_str();
+        let (holds, what) = match name {
+            "every" => (text.parse::<u64>().is_ok(), "a number"),
+            "client_server" => (GO_BOOLS.contains(&text), "true or false"),
+            "datadog_analytics_rate" => {
+                (text.parse().is_ok_and(|rate: f64| (0.0..=1.0).contains(&rate)), "a number from 0 to 1")
+            }
+            "zipkin_max_backlog_size" | "zipkin_max_batch_size" => {
+                (text.parse::<i64>().is_ok(), "a whole number")
+            }
+            "zipkin_max_batch_interval" => (duration(text).is_ok(), "a duration"),
+            _ => (true, ""),
+        };
+        context.accept(token.span, is_a(text, holds, what));
     }
     notice(context, directive, "no spans are sent; /metrics has the times that answers take");
 }

@@ -127,7 +127,7 @@ fn cache_rejects_what_is_out_of_bounds() {
         "cache {\n success -1\n}",
         "cache {\n success 1024 0\n}",
         "cache {\n success 1024 1 -1\n}",
-        "cache {\n success 1024 1 1 1\n}",
+        "cache {\n serve_stale\n serve_stale_policy prefer_positive\n serve_stale_policy prefer_positive\n}",
         "cache {\n denial 1024 1m\n}",
         "cache {\n servfail\n}",
         "cache {\n servfail 5\n}",
@@ -631,13 +631,29 @@ fn timeouts_are_read_and_what_does_nothing_says_so() {
         "timeouts {\n maxtcpqueries 0\n}",
         "timeouts {\n dial 1s\n}",
     ]);
-    for directive in
-        ["debug", "pprof", "pprof :6053 {\n block\n}", "trace", "trace zipkin localhost:9411 {\n every 4\n}"]
-    {
+    for directive in [
+        "debug",
+        "metadata a.test",
+        "pprof",
+        "pprof :6053 {\n block\n}",
+        "trace",
+        "trace zipkin localhost:9411 {\n every 4\n}",
+    ] {
         assert!(finding(directive).ends_with("is accepted and does nothing here"), "{directive}");
         block(directive);
     }
-    for directive in ["pprof {\n cpu\n}", "trace a b c"] {
+    for directive in [
+        "metadata {\n a\n}",
+        "pprof {\n cpu\n}",
+        "pprof 6053",
+        "pprof {\n block x\n}",
+        "trace a b c",
+        "trace jaeger localhost:1",
+        "trace {\n every -1\n}",
+        "trace {\n service a b\n}",
+        "trace {\n client_server maybe\n}",
+        "trace {\n datadog_analytics_rate 2\n}",
+    ] {
         // Said twice: what is wrong, and that it does nothing.
         assert_eq!(messages(&format!(". {{\n{directive}\n}}")).len(), 2, "{directive}");
     }
