@@ -6,7 +6,7 @@
 //! ```
 //!
 //! `upstream` is what both ask, `question` what both are asked, `compare` what may not differ, and `allowed` the closed
-//! list of what may, which ARCHITECTURE.md holds as well. CoreDNS's program is built by `tests/cluster/build coredns`;
+//! list of what may, which ARCHITECTURE.md holds as well. `accepted` tries what either takes of a Corefile. CoreDNS's program is built by `tests/cluster/build coredns`;
 //! where it is missing, the tests say so and skip. `NODESTUB_FULL=1` asks every question; otherwise every fourth.
 #![forbid(unsafe_code)]
 #![expect(
@@ -16,6 +16,7 @@
     reason = "a test may stop at the first surprise, in its helpers too"
 )]
 
+mod accepted;
 mod allowed;
 mod cases;
 mod compare;

@@ -15,7 +15,7 @@ use crate::question::{PLAIN, Question};
 use crate::upstream::{behaviour, failing};
 
 /// Longer than anything takes that works.
-const HANG: Duration = Duration::from_secs(60);
+pub(crate) const HANG: Duration = Duration::from_secs(60);
 
 /// What one server is.
 struct Server {
@@ -144,7 +144,7 @@ impl Scene {
 }
 
 /// Where CoreDNS's program is.
-fn coredns() -> Option<PathBuf> {
+pub(crate) fn coredns() -> Option<PathBuf> {
     let cache = || {
         let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
         Some(
