@@ -49,8 +49,8 @@ pub fn key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
 /// # Errors
 /// One of the files cannot be read, or does not hold it.
 pub fn pair(files: &KeyPair) -> Result<Pair, TlsError> {
-    let chain =
-        certificates(&files.certificate).map_err(|problem| TlsError::File(files.certificate.clone(), problem))?;
+    let chain = certificates(&files.certificate)
+        .map_err(|problem| TlsError::File(files.certificate.clone(), problem))?;
     let key = key(&files.key).map_err(|problem| TlsError::File(files.key.clone(), problem))?;
     Ok((chain, key))
 }
