@@ -40,7 +40,7 @@ pub fn of_authorities(
     if !named {
         builder = builder.clear_root_hint_subjects();
     }
-    Ok(builder.build()?)
+    builder.build()
 }
 
 /// Lets in whoever has the key of the certificate that he shows, whosoever's it is.

@@ -21,6 +21,9 @@ mod cases;
 mod compare;
 mod question;
 mod scene;
+#[path = "../common/secure.rs"]
+mod secure;
+mod tls;
 mod upstream;
 
 use cases::{CASES, Case};
@@ -67,6 +70,7 @@ agrees!(
     hosts_other_types,
     forward_connections,
     cache_prefetch,
+    clients_by_tls,
     errors_of_upstreams,
     rewrite_names,
     rewrite_answers,
