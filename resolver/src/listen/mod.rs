@@ -403,10 +403,11 @@ impl Listeners {
         let permits = u32::try_from(MAX_MISSES).unwrap_or(u32::MAX);
         let drained = async {
             drop((&mut self.dispatcher).await);
-            drop(self.shared.misses.acquire_many(permits).await);
+            // Before all places are taken, for what they have read still needs some.
             while self.shared.handshakes.connections.load(Relaxed) > 0 {
                 tokio::time::sleep(TAKING_LEAVE).await;
             }
+            drop(self.shared.misses.acquire_many(permits).await);
         };
         if tokio::time::timeout(patience, drained).await.is_err() {
             tracing::warn!(

@@ -139,7 +139,12 @@ impl Connection {
             let patience = self.pressure.borrow_and_update().patience(usual);
             let packet = tokio::select! {
                 biased;
-                leaves = &mut leave => return leaves,
+                leaves = &mut leave => {
+                    if leaves && self.peer.scheme == Scheme::Tls {
+                        self.take_up_rest(frames).await;
+                    }
+                    return leaves;
+                }
                 frame = timeout_at(silent_since + patience, frames.next()) => match frame {
                     Ok(Ok(Some(packet))) => packet,
                     // Gone, or in the middle of a message: nothing more will come of it.
@@ -160,6 +165,17 @@ impl Connection {
                 return false;
             }
             silent_since = tokio::time::Instant::now();
+        }
+    }
+
+    /// What is here already is taken up, where it cannot go elsewhere with its connection; so much of it that a client
+    /// that goes on asking is no reason to stay.
+    async fn take_up_rest(&mut self, frames: &mut FrameReader<impl AsyncRead + Unpin>) {
+        for _ in 0..MAX_UNDER_WAY {
+            let Ok(Ok(Some(packet))) = timeout(Duration::ZERO, frames.next()).await else { return };
+            if !self.query(packet).await {
+                return;
+            }
         }
     }
 
