@@ -115,17 +115,10 @@ pub struct Departures {
 /// Sockets of one address that another process has handed over.
 #[derive(Debug, Default)]
 pub struct Offered {
-    /// In the order of their group.
+    /// In the order of their group; none where clients ask by TLS.
     pub udp: Vec<OwnedFd>,
     /// Listening.
     pub tcp: Option<OwnedFd>,
-}
-
-impl Offered {
-    /// How clients ask there: where there is no UDP, by TLS.
-    pub fn scheme(&self) -> Scheme {
-        if self.udp.is_empty() { Scheme::Tls } else { Scheme::Dns }
-    }
 }
 
 /// Bounds that were met, each counted.
@@ -257,9 +250,15 @@ impl Listeners {
             if self.bound.get(&address).is_some_and(|bound| bound.scheme == scheme) {
                 continue;
             }
-            let bound = match self.offered.remove(&address) {
-                Some(offered) => self.adopt(address, scheme, offered)?,
-                None => self.bind(address, scheme)?,
+            let error = |cause| BindError { address, protocol: "TCP", cause };
+            let bound = match (self.bound.get(&address), self.offered.remove(&address)) {
+                // Served otherwise from now on. The same listener, for who stands by has it too, and another one would
+                // share its clients.
+                (Some(before), _) => {
+                    self.bind_beside(address, scheme, before.tcp.try_clone().map_err(error)?)?
+                }
+                (None, Some(offered)) => self.adopt(address, scheme, offered)?,
+                (None, None) => self.bind(address, scheme)?,
             };
             fresh.push((address, bound));
         }
@@ -420,13 +419,22 @@ impl Listeners {
     }
 
     fn bind(&self, address: SocketAddr, scheme: Scheme) -> Result<Bound, BindError> {
-        let error = |protocol| move |cause| BindError { address, protocol, cause };
+        let tcp = privileges::call(move || bind::tcp(address));
+        self.bind_beside(address, scheme, tcp.map_err(|cause| BindError { address, protocol: "TCP", cause })?)
+    }
+
+    /// The UDP sockets of an address whose listener is there.
+    fn bind_beside(
+        &self,
+        address: SocketAddr,
+        scheme: Scheme,
+        tcp: std::net::TcpListener,
+    ) -> Result<Bound, BindError> {
         let mut udp = Vec::new();
         for _ in self.workers.iter().filter(|_| scheme == Scheme::Dns) {
             let socket = privileges::call(move || udp::Listener::bind(address));
-            udp.push(Arc::new(socket.map_err(error("UDP"))?));
+            udp.push(Arc::new(socket.map_err(|cause| BindError { address, protocol: "UDP", cause })?));
         }
-        let tcp = privileges::call(move || bind::tcp(address)).map_err(error("TCP"))?;
         let bound = Bound { scheme, udp, adopted: 0, tcp, stop_tcp: None };
         self.steer(address, &bound);
         Ok(bound)
@@ -434,10 +442,6 @@ impl Listeners {
 
     /// Takes what another process has bound, and adds UDP sockets where there are fewer than workers.
     fn adopt(&self, address: SocketAddr, scheme: Scheme, offered: Offered) -> Result<Bound, BindError> {
-        if offered.scheme() != scheme {
-            // Who gave them served the address otherwise; what lies in their queues is not for us.
-            return self.bind(address, scheme);
-        }
         let strange =
             || io::Error::new(io::ErrorKind::InvalidData, "not a socket of this address was handed over");
         let tcp = offered.tcp.ok_or_else(strange).and_then(|tcp| {
@@ -446,11 +450,12 @@ impl Listeners {
             if tcp.local_addr()? == address { Ok(tcp) } else { Err(strange()) }
         });
         let tcp = tcp.map_err(|cause| BindError { address, protocol: "TCP", cause })?;
-        if scheme == Scheme::Tls {
-            return Ok(Bound { scheme, udp: Vec::new(), adopted: 0, tcp, stop_tcp: None });
+        if scheme == Scheme::Tls || offered.udp.is_empty() {
+            // By TLS, here or until now.
+            return self.bind_beside(address, scheme, tcp);
         }
         let udp = offered.udp.into_iter().map(|socket| udp::Listener::adopt(socket, address).map(Arc::new));
-        let udp = udp.collect::<Option<Vec<_>>>().filter(|udp| !udp.is_empty());
+        let udp = udp.collect::<Option<Vec<_>>>();
         let mut udp = udp.ok_or_else(|| BindError { address, protocol: "UDP", cause: strange() })?;
         let adopted = udp.len();
         while udp.len() < self.workers.len() {
