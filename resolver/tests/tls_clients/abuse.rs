@@ -8,13 +8,16 @@ use std::time::{Duration, Instant};
 use nodestub_lab::dns::write_framed;
 
 use crate::common::HANG;
-use crate::stage::{RIGHT, Served, Stage, Trust, asked, bare};
+use crate::stage::{RIGHT, Served, Stage, Trust, asked, bare, shake_hands};
 
 /// The beginning of a ClientHello by TLS 1.2: a record of 512 bytes, of which the rest does not come.
 const CUT_HELLO: [u8; 11] = [22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3];
 
 /// Connections that begin no handshake, from so many addresses that no client is greedy. More than half of all places.
 const IDLE: usize = 700;
+
+/// What may be left behind, in KiB: what the allocator keeps, not what is in use.
+const LEFT_BEHIND: u64 = 8 << 10;
 
 #[test]
 fn good_queries_are_answered_whatever_others_send_and_nothing_is_left_behind() {
@@ -128,6 +131,43 @@ fn a_client_that_never_reads_and_messages_that_are_none_end_their_connection_alo
     drop((deaf, good));
     assert_eq!(scene.connect(&stage.trust()).ask("a.test").data(), [RIGHT]);
     until_nothing_is_left(&scene);
+}
+
+#[test]
+fn memory_returns_when_many_connections_have_come_and_gone() {
+    let test = "memory_returns_when_many_connections_have_come_and_gone";
+    let Some(stage) = Stage::new(test) else { return };
+    let scene = stage.serve("");
+    let config = stage.trust().config();
+    let crowd = || {
+        let mut clients: Vec<_> = (1..=10_u8)
+            .flat_map(|source| (0..40).map(move |_| source))
+            .map(|source| shake_hands(bare(&scene.net, [127, 4, 0, source]), &config).unwrap())
+            .collect();
+        for client in &mut clients {
+            assert_eq!(client.ask("a.test").data(), [RIGHT]);
+        }
+        drop(clients);
+        until_nothing_is_left(&scene);
+    };
+    // Every thread has its arena, and every table its size, before memory is compared.
+    crowd();
+    let before = resident(&scene);
+    for _ in 0..3 {
+        crowd();
+    }
+    let end = Instant::now() + HANG;
+    while resident(&scene) > before + LEFT_BEHIND {
+        assert!(Instant::now() < end, "{before} KiB were resident, now {}", resident(&scene));
+        sleep(Duration::from_millis(200));
+    }
+}
+
+/// Resident memory of the daemon, in KiB.
+fn resident(scene: &Served) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", scene.daemon.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.split_whitespace().next().unwrap().parse().unwrap()
 }
 
 /// Whatever still comes, the connection ends.

@@ -197,6 +197,23 @@ fn a_zone_of_another_block_is_not_answered() {
 }
 
 #[test]
+fn without_bind_every_address_of_both_families_is_served() {
+    let Some(stage) = Stage::new("without_bind_every_address_of_both_families_is_served") else { return };
+    let scene = stage.serve_text(
+        "tls://. {\n tls FOLDER/server.crt FOLDER/server.key\n forward . 127.0.0.2\n prometheus 127.0.0.1:9153\n}\n",
+    );
+    for address in ["127.0.0.1:853", "127.0.0.77:853", "[::1]:853"] {
+        assert_eq!(scene.connect_to(address, &stage.trust()).ask("a.test").data(), [RIGHT], "{address}");
+    }
+    let metrics = scene.metrics();
+    for (family, count) in [("1", 2.0), ("2", 1.0)] {
+        let labels = [("server", "tls://:853"), ("proto", "tcp"), ("family", family)];
+        let found = metrics.sum("coredns_dns_requests_total", &labels);
+        assert!((found - count).abs() < 0.5, "{}", metrics.0);
+    }
+}
+
+#[test]
 fn a_block_of_both_kinds_keeps_its_answers_once() {
     let Some(stage) = Stage::new("a_block_of_both_kinds_keeps_its_answers_once") else { return };
     let scene = stage.serve_text(

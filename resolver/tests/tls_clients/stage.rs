@@ -190,7 +190,11 @@ impl Served {
 
 /// Shakes hands as a client that wants `dns.test`.
 pub(crate) fn connect(net: &Netns, address: SocketAddr, config: &Arc<ClientConfig>) -> io::Result<Client> {
-    let stream = net.run(|| TcpStream::connect_timeout(&address, HANG)).unwrap()?;
+    shake_hands(net.run(|| TcpStream::connect_timeout(&address, HANG)).unwrap()?, config)
+}
+
+/// The same, on a connection that is there.
+pub(crate) fn shake_hands(stream: TcpStream, config: &Arc<ClientConfig>) -> io::Result<Client> {
     stream.set_read_timeout(Some(HANG))?;
     stream.set_nodelay(true)?;
     let name = ServerName::try_from("dns.test").unwrap();
