@@ -10,7 +10,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use secure::Pair;
 
-use crate::common::{HANG, SERVER, patient, patient_tcp, resolver};
+use crate::common::{HANG, SERVER, binary, patient, patient_tcp, resolver};
 use crate::secure;
 use crate::stage::{RIGHT, Served, Stage, TLS, asked, bare, connect, upstream};
 
@@ -242,6 +242,21 @@ fn who_stops_answers_what_was_asked_and_takes_leave() {
     assert!(scene.daemon.wait(HANG).unwrap().success());
     assert!(stopping.elapsed() < Duration::from_secs(4), "somebody was waited for");
     drop(half);
+}
+
+#[test]
+fn cleanup_refuses_while_somebody_listens_over_tls_alone() {
+    let Some(stage) = Stage::new("cleanup_refuses_while_somebody_listens_over_tls_alone") else { return };
+    stage.net.add_address("lo", "169.254.20.10".parse().unwrap(), 32).unwrap();
+    let scene = stage.serve_text(
+        "tls://. {\n bind 169.254.20.10\n tls FOLDER/server.crt FOLDER/server.key\n forward . 127.0.0.2\n}\n",
+    );
+    let mut command = binary();
+    command.args(["cleanup", "-localip", "169.254.20.10"]);
+    let output = stage.net.output(command).unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("something listens on 169.254.20.10"), "{said}");
+    assert_eq!(scene.connect_to("169.254.20.10:853", &stage.trust()).ask("a.test").data(), [RIGHT]);
 }
 
 #[test]
