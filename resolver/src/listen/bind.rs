@@ -69,6 +69,8 @@ pub fn is_free(address: SocketAddr, scheme: Scheme) -> bool {
         if address.is_ipv6() {
             socket.set_only_v6(true)?;
         }
+        // A query that came to this socket would be lost with it; the rules pass it by so. Who may not have it has no rules.
+        drop(socket.set_ip_transparent_v4(true));
         // Without SO_REUSEPORT: our own user's sockets are in the way as well.
         socket.bind(&address.into())
     };
