@@ -12,7 +12,19 @@ use secure::Pair;
 
 use crate::common::{HANG, SERVER, binary, patient, patient_tcp, resolver};
 use crate::secure;
-use crate::stage::{RIGHT, Served, Stage, TLS, asked, bare, connect, upstream};
+use crate::stage::{PATIENT, RIGHT, Served, Stage, TLS, asked, bare, connect, upstream};
+
+/// One block; connections may be silent for longer than anything here takes.
+const BY_TLS: &str = "tls://. {
+ bind 127.0.0.1
+ tls FOLDER/server.crt FOLDER/server.key
+ forward . 127.0.0.2
+ timeouts {
+  read 4m
+  idle 4m
+ }
+}
+";
 
 /// Puts a pair into the folder as a mounted Secret's change does: files are links into `..data`, which is swapped.
 fn mount(stage: &Stage, version: &str, pair: &Pair) {
@@ -38,8 +50,8 @@ fn a_renewed_secret_is_served_without_a_restart_and_a_broken_one_is_not() {
     let [first, second, third, fourth] = [(); 4].map(|()| stage.authority.sign("dns.test"));
     mount(&stage, "1", &first);
     let scene = stage.serve_text(
-        "tls://. {\n bind 127.0.0.1\n tls FOLDER/secret/tls.crt FOLDER/secret/tls.key\n forward . 127.0.0.2\n prometheus \
-         127.0.0.1:9153\n}\n",
+        "tls://. {\n bind 127.0.0.1\n tls FOLDER/secret/tls.crt FOLDER/secret/tls.key\n timeouts {\n idle 4m\n }\n forward . 127.0.0.2\n \
+         prometheus 127.0.0.1:9153\n}\n",
     );
     let config = stage.trust().config();
     let mut old = scene.try_connect_with(&config).unwrap();
@@ -77,8 +89,6 @@ fn a_renewed_secret_is_served_without_a_restart_and_a_broken_one_is_not() {
 fn zones_over_tls_come_and_go_with_the_corefile() {
     let Some(stage) = Stage::new("zones_over_tls_come_and_go_with_the_corefile") else { return };
     let plain = ".:53 {\n bind 127.0.0.1\n cache\n forward . 127.0.0.2\n prometheus 127.0.0.1:9153\n}\n";
-    let by_tls =
-        "tls://. {\n bind 127.0.0.1\n tls FOLDER/server.crt FOLDER/server.key\n forward . 127.0.0.2\n}\n";
     let mut scene = stage.serve_text(plain);
     let mut reloads = 0;
     let reload = |scene: &mut Served, text: &str, reloads: &mut usize| {
@@ -95,12 +105,12 @@ fn zones_over_tls_come_and_go_with_the_corefile() {
         }
     };
     assert!(scene.try_connect(&stage.trust()).is_err());
-    reload(&mut scene, &format!("{plain}{by_tls}"), &mut reloads);
+    reload(&mut scene, &format!("{plain}{BY_TLS}"), &mut reloads);
     let mut client = scene.connect(&stage.trust());
     assert_eq!(client.ask("a.test").data(), [RIGHT]);
     // Another `tls` for the next handshake, at the same sockets.
     stage.write("other", &stage.authority.sign("dns.test"));
-    reload(&mut scene, &format!("{plain}{}", by_tls.replace("server.", "other.")), &mut reloads);
+    reload(&mut scene, &format!("{plain}{}", BY_TLS.replace("server.", "other.")), &mut reloads);
     assert_ne!(scene.connect(&stage.trust()).shown(), client.shown());
     assert_eq!(client.ask("a.test").data(), [RIGHT]);
     // The same port in the clear, with UDP; what spoke TLS there is over.
@@ -111,7 +121,7 @@ fn zones_over_tls_come_and_go_with_the_corefile() {
     assert!(scene.try_connect(&stage.trust()).is_err());
     assert!(client.try_ask("a.test").is_err());
     // And back; then there is none.
-    reload(&mut scene, &format!("{plain}{by_tls}"), &mut reloads);
+    reload(&mut scene, &format!("{plain}{BY_TLS}"), &mut reloads);
     let mut client = scene.connect(&stage.trust());
     assert_eq!(client.ask("a.test").data(), [RIGHT]);
     let short = nodestub_lab::Options { timeout: Duration::from_secs(2), ..patient() };
@@ -120,8 +130,8 @@ fn zones_over_tls_come_and_go_with_the_corefile() {
     assert!(scene.try_connect(&stage.trust()).is_err());
     assert!(client.try_ask("a.test").is_err());
     // What cannot be served changes nothing.
-    reload(&mut scene, &format!("{plain}{by_tls}"), &mut reloads);
-    scene.write_corefile(&stage.in_folder(&by_tls.replace("server.crt", "none.crt")));
+    reload(&mut scene, &format!("{plain}{BY_TLS}"), &mut reloads);
+    scene.write_corefile(&stage.in_folder(&BY_TLS.replace("server.crt", "none.crt")));
     scene.daemon.signal(Signal::HUP).unwrap();
     scene.wait_for("none.crt");
     assert_eq!(scene.connect(&stage.trust()).ask("a.test").data(), [RIGHT]);
@@ -145,8 +155,8 @@ fn a_newer_process_takes_the_listener_and_the_older_one_serves_its_connections_t
     let Some(stage) = Stage::new(test) else { return };
     let _upstream = upstream(&stage.net);
     let corefile = stage.corefile(
-        ". tls://. {\n bind 127.0.0.1\n tls FOLDER/server.crt FOLDER/server.key\n cache 300\n forward . 127.0.0.2\n timeouts {\n idle \
-         1m\n }\n}\n",
+        ". tls://. {\n bind 127.0.0.1\n tls FOLDER/server.crt FOLDER/server.key\n cache 300\n forward . 127.0.0.2\n timeouts {\n \
+         read 4m\n idle 4m\n }\n}\n",
     );
     let config = stage.trust().config();
     let reach = || connect(&stage.net, TLS, &config);
@@ -195,9 +205,7 @@ fn a_newer_process_takes_the_listener_and_the_older_one_serves_its_connections_t
 fn a_newer_process_may_serve_the_port_otherwise() {
     let Some(stage) = Stage::new("a_newer_process_may_serve_the_port_otherwise") else { return };
     let _upstream = upstream(&stage.net);
-    let by_tls =
-        "tls://. {\n bind 127.0.0.1\n tls FOLDER/server.crt FOLDER/server.key\n forward . 127.0.0.2\n}\n";
-    let corefile = stage.corefile(by_tls);
+    let corefile = stage.corefile(BY_TLS);
     let first = start(&stage, &corefile);
     wait(&first, "serving DNS over TLS");
     let config = stage.trust().config();
@@ -225,7 +233,7 @@ fn a_newer_process_may_serve_the_port_otherwise() {
 #[test]
 fn who_stops_answers_what_was_asked_and_takes_leave() {
     let Some(stage) = Stage::new("who_stops_answers_what_was_asked_and_takes_leave") else { return };
-    let mut scene = stage.serve("");
+    let mut scene = stage.serve(PATIENT);
     let (mut idle, mut busy) = (scene.connect(&stage.trust()), scene.connect(&stage.trust()));
     let half = bare(&scene.net, [127, 0, 0, 1]);
     assert_eq!((idle.ask("a.test").data(), busy.ask("a.test").data()), (vec![RIGHT], vec![RIGHT]));

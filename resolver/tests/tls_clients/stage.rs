@@ -27,6 +27,9 @@ pub(crate) const TLS: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr
 /// What the upstream says.
 pub(crate) const RIGHT: &str = "192.0.2.1";
 
+/// Behind the words of `tls`: connections may be silent for longer than anything here takes.
+pub(crate) const PATIENT: &str = "\n timeouts {\n read 4m\n idle 4m\n }";
+
 /// A namespace and a folder: `server.crt` and `server.key` are for `dns.test`, of the authority `ca.crt`.
 pub(crate) struct Stage {
     pub(crate) net: Netns,
