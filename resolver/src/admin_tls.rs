@@ -18,21 +18,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, ValueEnum};
-use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, UnixTime};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{NoClientAuth, WebPkiClientVerifier};
-use rustls::{
-    DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
-    SupportedProtocolVersion, version,
-};
+use nodestub_corefile::config::tls as config;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::CertificateDer;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion, version};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::{pem, web_config};
+use crate::{client_auth, pem, web_config};
 
 /// Handshakes under way at once; a further client waits in the kernel.
 const HANDSHAKES: usize = 16;
@@ -247,7 +243,7 @@ fn configure(flags: &TlsFlags) -> Result<Arc<ServerConfig>, TlsError> {
     let key = pem::key(&flags.key).map_err(|problem| file("-tls-private-key-file", &flags.key, problem))?;
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));
     let builder = builder.with_protocol_versions(versions).map_err(TlsError::Refused)?;
-    let builder = builder.with_client_cert_verifier(verifier(flags, provider)?);
+    let builder = builder.with_client_cert_verifier(verifier(flags, &provider)?);
     let mut config = builder.with_single_cert(chain, key).map_err(TlsError::Refused)?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
@@ -255,35 +251,43 @@ fn configure(flags: &TlsFlags) -> Result<Arc<ServerConfig>, TlsError> {
 
 fn verifier(
     flags: &TlsFlags,
-    provider: Arc<CryptoProvider>,
+    provider: &Arc<CryptoProvider>,
 ) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
     let has_ca = !flags.client_ca.as_os_str().is_empty();
-    let anybody = |mandatory| Arc::new(AnyClient { provider: Arc::clone(&provider), mandatory });
-    match flags.client_auth {
-        ClientAuth::No if has_ca => Err(TlsError::Flags(
+    let kind = config::ClientAuth::from(flags.client_auth);
+    if has_ca && kind == config::ClientAuth::No {
+        return Err(TlsError::Flags(
             "-tls-client-ca-file says whose clients are let in, and -tls-client-auth-type that none is asked: give \
              RequireAndVerifyClientCert, or leave the file away",
-        )),
-        ClientAuth::No => Ok(Arc::new(NoClientAuth)),
-        ClientAuth::Request => Ok(anybody(false)),
-        ClientAuth::RequireAny => Ok(anybody(true)),
-        ClientAuth::VerifyIfGiven | ClientAuth::RequireAndVerify if !has_ca => Err(TlsError::Flags(
+        ));
+    }
+    if let Some(verifier) = client_auth::of_anybody(kind, provider) {
+        return Ok(verifier);
+    }
+    if !has_ca {
+        return Err(TlsError::Flags(
             "this -tls-client-auth-type verifies clients' certificates: name their authorities with \
              -tls-client-ca-file",
-        )),
-        ClientAuth::VerifyIfGiven | ClientAuth::RequireAndVerify => {
-            let flag = "-tls-client-ca-file";
-            let mut roots = RootCertStore::empty();
-            for certificate in certificates(flag, &flags.client_ca)? {
-                roots.add(certificate).map_err(|error| file(flag, &flags.client_ca, error.to_string()))?;
-            }
-            let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
-            let builder = match flags.client_auth {
-                ClientAuth::VerifyIfGiven => builder.allow_unauthenticated(),
-                _ => builder,
-            };
-            let built = builder.build();
-            Ok(built.map_err(|error| file(flag, &flags.client_ca, error.to_string()))?)
+        ));
+    }
+    let flag = "-tls-client-ca-file";
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(flag, &flags.client_ca)? {
+        roots.add(certificate).map_err(|error| file(flag, &flags.client_ca, error.to_string()))?;
+    }
+    let mandatory = kind == config::ClientAuth::RequireAndVerify;
+    let built = client_auth::of_authorities(roots, mandatory, true, provider);
+    built.map_err(|error| file(flag, &flags.client_ca, error.to_string()))
+}
+
+impl From<ClientAuth> for config::ClientAuth {
+    fn from(flag: ClientAuth) -> Self {
+        match flag {
+            ClientAuth::No => Self::No,
+            ClientAuth::Request => Self::Request,
+            ClientAuth::RequireAny => Self::RequireAny,
+            ClientAuth::VerifyIfGiven => Self::VerifyIfGiven,
+            ClientAuth::RequireAndVerify => Self::RequireAndVerify,
         }
     }
 }
@@ -294,56 +298,6 @@ fn certificates(flag: &'static str, path: &Path) -> Result<Vec<CertificateDer<'s
 
 fn file(flag: &'static str, path: &Path, problem: String) -> TlsError {
     TlsError::File { flag, path: path.to_owned(), problem }
-}
-
-/// Lets in whoever has the key of the certificate that he shows, whosoever's it is.
-#[derive(Debug)]
-struct AnyClient {
-    provider: Arc<CryptoProvider>,
-    mandatory: bool,
-}
-
-impl ClientCertVerifier for AnyClient {
-    fn client_auth_mandatory(&self) -> bool {
-        self.mandatory
-    }
-
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        Ok(ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let known = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signature, known)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let known = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signature, known)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
 }
 
 /// Accepts connections and does their handshakes.

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use nodestub_cache::Cache;
 use nodestub_corefile::Report;
-use nodestub_corefile::config::Config;
+use nodestub_corefile::config::{Config, Scheme};
 use nodestub_dataplane::Desired;
 use rand::Rng;
 use tokio::sync::watch;
@@ -154,7 +154,7 @@ pub async fn serve(arguments: &Serve, mut signals: Signals) -> Result<(), StartE
     refuse_in_redirect(arguments, &tables)?;
     let resolver = new_resolver(arguments).map_err(StartError::System)?;
     let pantry = Pantry::new(&resolver.cache, resolver.clock, &tables);
-    let wanted: Vec<_> = tables.listeners.keys().copied().collect();
+    let wanted: Vec<_> = tables.listeners.iter().map(|(address, zones)| (*address, zones.scheme())).collect();
     let taken = Entrance::enter(&identity, &pantry, &wanted).await.map_err(StartError::Handover)?;
     // From the first socket on, an order to stop is carried out in good order.
     signals.allow(longest_stop(&tables));
@@ -353,8 +353,12 @@ impl<'a> Running<'a> {
         if let Some(complaint) = self.status.lacks_cluster_dns() {
             tracing::error!("{complaint}");
         }
+        let tables = self.shared.tables.load();
         for address in self.listeners.addresses() {
-            tracing::info!(%address, "serving DNS");
+            match tables.listeners.get(&address).map(|zones| zones.scheme()) {
+                Some(Scheme::Tls) => tracing::info!(%address, "serving DNS over TLS"),
+                _ => tracing::info!(%address, "serving DNS"),
+            }
         }
         Ok(())
     }

@@ -19,6 +19,9 @@ use crate::pods::{self, Unreadable};
 /// Pods that are named in the refusal; of more, the number.
 const NAMED: usize = 10;
 
+/// Where clients ask over TLS, unless the Corefile says another port, which is not known here.
+const TLS_PORT: u16 = 853;
+
 /// What is asked of `cleanup`.
 #[derive(Debug)]
 pub struct CleanUp {
@@ -60,10 +63,12 @@ fn nobody_uses(wanted: &CleanUp) -> Result<(), CleanUpError> {
     Ok(())
 }
 
+/// In the clear at the port of DNS, or over TLS at the usual one.
 fn somebody_listens(address: IpAddr, port: u16) -> bool {
     let taken =
         |bound: std::io::Result<()>| bound.is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse);
-    taken(UdpSocket::bind((address, port)).map(drop)) || taken(TcpListener::bind((address, port)).map(drop))
+    let by_tcp = |port| taken(TcpListener::bind((address, port)).map(drop));
+    taken(UdpSocket::bind((address, port)).map(drop)) || by_tcp(port) || by_tcp(TLS_PORT)
 }
 
 /// Why nothing, or not everything, was taken away.

@@ -3,7 +3,7 @@
 //! A query's way, and the file for each step:
 //!
 //! ```text
-//!   listen/{udp,tcp}  takes it in            sys      recvmmsg, sendmmsg: the one file with unsafe code
+//!   listen/{udp,tcp,tls}  takes it in        sys      recvmmsg, sendmmsg: the one file with unsafe code
 //!   answer            decides on the spot    tables   what a Corefile compiles to
 //!   resolve           what must be asked     coalesce, local, forward/{udp,tcp,upstream,health}, loops
 //!   chain             directives around the cache     asked, rewrite, search, acl, dns64, load_balance
@@ -11,7 +11,8 @@
 //!   handover          to a newer process, and from an older one
 //!   privileges, signals, control, service   rights, the end, what probes ask, word to systemd
 //!   wish, node        address and rules      proof, obstacles, surroundings, cleanup, pods
-//!   app               puts it together       args, sources, kube_dns, host_names, clock, framing, pem, watchdog, holder, machine
+//!   app               puts it together       args, sources, kube_dns, host_names, clock, framing, watchdog, holder, machine
+//!   pem, server_tls, client_auth      certificates, in files and towards clients
 //! ```
 //!
 //! Bytes are `nodestub-wire`'s, kept answers `nodestub-cache`'s, the Corefile's text `nodestub-corefile`'s, address and
@@ -27,6 +28,7 @@ pub mod args;
 pub mod asked;
 pub mod chain;
 pub mod cleanup;
+pub mod client_auth;
 pub mod clock;
 pub mod coalesce;
 pub mod control;
@@ -55,6 +57,7 @@ pub mod resolve;
 pub mod rewrite;
 pub mod search;
 pub mod self_check;
+pub mod server_tls;
 pub mod service;
 pub mod signals;
 pub mod sources;

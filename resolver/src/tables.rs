@@ -8,18 +8,20 @@
 //! connections, host files, counters) is handed on, and a block whose meaning did not change keeps its number, so that
 //! its cached answers stay valid.
 
-use std::collections::{BTreeSet, HashMap};
+mod addresses;
+
+use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use nodestub_cache::{Bounds, Limits, Popularity};
+use nodestub_corefile::config::tls::ServerTls;
 use nodestub_corefile::config::{
-    Bind, BindTarget, Cache, Config, Forward, Hosts, HttpAddr, Reload, ServeStale, ServerBlock, Timeouts,
-    Upstream,
+    Cache, Config, Forward, Hosts, HttpAddr, Reload, Scheme, ServeStale, ServerBlock, Timeouts, Upstream,
 };
 use nodestub_corefile::nameservers;
 use nodestub_wire::{MAX_LABELS, Name, rtype};
@@ -28,12 +30,15 @@ use rustls::pki_types::ServerName;
 use crate::admin_tls::{self, Tls};
 use crate::chain::Chain;
 use crate::error_log::ErrorLog;
-use crate::forward::{Forwarder, Material, Server, TlsError};
+use crate::forward::{Forwarder, Material, Server};
 use crate::host_names::HostNames;
 use crate::local::hosts::HostsTable;
 use crate::local::template::Templates;
 use crate::metrics::{DROPPED, RouteCounters};
+use crate::pem::TlsError;
 use crate::query_log;
+use crate::server_tls::Certificates;
+use addresses::{http_address, listen_addresses, server_label};
 
 /// Most upstreams of one `forward` (CoreDNS `maxUpstreams`).
 const MAX_UPSTREAMS: usize = 15;
@@ -94,6 +99,8 @@ pub struct Zones {
     pub serves_other_classes: bool,
     /// `timeouts` of its blocks; the first that says one.
     pub timeouts: Timeouts,
+    /// Served over TLS with these; `None`: in the clear.
+    pub certificates: Option<Arc<Certificates>>,
 }
 
 /// A zone on a listening address.
@@ -181,8 +188,12 @@ pub enum CompileError {
     MetricsTls(admin_tls::TlsError),
     /// A `forward` has too many.
     TooManyUpstreams(Name, usize),
+    /// Clients over TLS cannot be served.
+    ServerTls(TlsError),
     /// Two blocks serve the same zone on the same address.
     Conflict(Name, SocketAddr),
+    /// Two blocks serve an address in different manners: one in the clear, or with other certificates.
+    Manners(SocketAddr),
 }
 
 /// A forwarder that may still be in use, and all that it was made from.
@@ -203,6 +214,7 @@ pub struct Workshop {
     forwarders: Vec<KnownForwarder>,
     hosts: Vec<(Hosts, Weak<HostsTable>)>,
     admin_tls: Vec<Weak<Tls>>,
+    certificates: Vec<Weak<Certificates>>,
 }
 
 impl Workshop {
@@ -215,6 +227,7 @@ impl Workshop {
             forwarders: Vec::new(),
             hosts: Vec::new(),
             admin_tls: Vec::new(),
+            certificates: Vec::new(),
         }
     }
 
@@ -231,6 +244,7 @@ impl Workshop {
     pub fn compile(&mut self, config: &Config, names: &HostNames) -> Result<Tables, CompileError> {
         let mut routes: HashMap<SocketAddr, HashMap<Box<[u8]>, Arc<Route>>> = HashMap::new();
         let mut timeouts: HashMap<SocketAddr, Timeouts> = HashMap::new();
+        let mut manners: HashMap<SocketAddr, Option<Arc<Certificates>>> = HashMap::new();
         let mut tables = Tables {
             listeners: HashMap::new(),
             blocks: Vec::new(),
@@ -243,11 +257,23 @@ impl Workshop {
         for server_block in &config.blocks {
             let block = Arc::new(self.compile_block(server_block, names)?);
             let addresses = listen_addresses(&server_block.bind)?;
+            let certificates = server_block.tls.as_ref().map(|tls| self.certificates(tls)).transpose()?;
             for key in &server_block.zones {
                 for address in &addresses {
                     let listener = SocketAddr::new(*address, key.port);
+                    let manner = certificates.clone().filter(|_| key.scheme == Scheme::Tls);
+                    // The same files are the same certificates.
+                    let same = |other: &Option<Arc<Certificates>>| match (other, &manner) {
+                        (None, None) => true,
+                        (Some(other), Some(ours)) => Arc::ptr_eq(other, ours),
+                        _ => false,
+                    };
+                    if !same(manners.entry(listener).or_insert_with(|| manner.clone())) {
+                        return Err(CompileError::Manners(listener));
+                    }
                     merge(timeouts.entry(listener).or_default(), server_block.timeouts);
-                    let counters = self.counters(&server_label(listener), &key.zone.to_string());
+                    let server = server_label(key.scheme, listener);
+                    let counters = self.counters(&server, &key.zone.to_string());
                     let route = Route { zone: key.zone.clone(), counters, block: Arc::clone(&block) };
                     let zones = routes.entry(listener).or_default();
                     if zones.insert(key.zone.as_bytes().into(), Arc::new(route)).is_some() {
@@ -266,11 +292,14 @@ impl Workshop {
             tables.admin.entry(address).or_default().metrics = true;
         }
         for (listener, by_name) in routes {
-            let dropped = self.counters(&server_label(listener), DROPPED);
+            let certificates = manners.remove(&listener).flatten();
+            let scheme = if certificates.is_some() { Scheme::Tls } else { Scheme::Dns };
+            let dropped = self.counters(&server_label(scheme, listener), DROPPED);
             tables.listeners.insert(
                 listener,
                 Arc::new(Zones {
                     timeouts: timeouts.remove(&listener).unwrap_or_default(),
+                    certificates,
                     ..Zones::new(by_name, dropped)
                 }),
             );
@@ -364,6 +393,20 @@ impl Workshop {
         Ok(Some((http_address(&prometheus.addr), tls)))
     }
 
+    fn certificates(&mut self, tls: &ServerTls) -> Result<Arc<Certificates>, CompileError> {
+        self.certificates.retain(|known| known.strong_count() > 0);
+        let mut known = self.certificates.iter().filter_map(Weak::upgrade);
+        if let Some(certificates) = known.find(|known| known.files() == tls) {
+            // What has become of the files is no reason to refuse a Corefile that names the same ones.
+            certificates.refresh();
+            return Ok(certificates);
+        }
+        let certificates = Certificates::read(tls).map_err(CompileError::ServerTls)?;
+        certificates.keep_fresh();
+        self.certificates.push(Arc::downgrade(&certificates));
+        Ok(certificates)
+    }
+
     fn hosts(&mut self, config: &Hosts) -> Arc<HostsTable> {
         self.hosts.retain(|(_, table)| table.strong_count() > 0);
         let known = self.hosts.iter().find(|(other, _)| other == config);
@@ -423,7 +466,13 @@ impl Zones {
             asks_for_client,
             serves_other_classes,
             timeouts: Timeouts::default(),
+            certificates: None,
         }
+    }
+
+    /// How clients ask here.
+    pub fn scheme(&self) -> Scheme {
+        if self.certificates.is_some() { Scheme::Tls } else { Scheme::Dns }
     }
 
     /// All routes.
@@ -511,65 +560,6 @@ fn merge(timeouts: &mut Timeouts, more: Timeouts) {
     timeouts.max_queries = timeouts.max_queries.or(more.max_queries);
 }
 
-/// CoreDNS's `server` label: `dns://169.254.20.10:53`; a wildcard address is left out.
-fn server_label(listener: SocketAddr) -> String {
-    match listener.ip() {
-        ip if ip.is_unspecified() => format!("dns://:{}", listener.port()),
-        IpAddr::V6(ip) => format!("dns://[{ip}]:{}", listener.port()),
-        IpAddr::V4(ip) => format!("dns://{ip}:{}", listener.port()),
-    }
-}
-
-fn http_address(address: &HttpAddr) -> SocketAddr {
-    // `[::]` takes IPv4 as well; where a machine has no IPv6, the admin server falls back to 0.0.0.0.
-    SocketAddr::new(address.host.unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED)), address.port)
-}
-
-fn listen_addresses(bind: &[Bind]) -> Result<BTreeSet<IpAddr>, CompileError> {
-    if bind.is_empty() {
-        return Ok(wildcards());
-    }
-    let mut addresses = BTreeSet::new();
-    for bind in bind {
-        let mut except = BTreeSet::new();
-        for target in &bind.except {
-            except.extend(target_addresses(target)?);
-        }
-        addresses.extend(target_addresses(&bind.target)?.difference(&except));
-    }
-    if addresses.is_empty() { Err(CompileError::NothingToBind) } else { Ok(addresses) }
-}
-
-fn target_addresses(target: &BindTarget) -> Result<BTreeSet<IpAddr>, CompileError> {
-    match target {
-        BindTarget::Addr(address) if address.is_unspecified() => Ok(wildcards()),
-        BindTarget::Addr(address) => Ok(BTreeSet::from([*address])),
-        BindTarget::Device(device) => {
-            let of_device = device_addresses(device).map_err(CompileError::Addresses)?;
-            if of_device.is_empty() { Err(CompileError::Device(device.clone())) } else { Ok(of_device) }
-        }
-    }
-}
-
-/// Both families, as far as the machine has them.
-fn wildcards() -> BTreeSet<IpAddr> {
-    let mut addresses = BTreeSet::from([IpAddr::V4(Ipv4Addr::UNSPECIFIED)]);
-    if std::net::UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).is_ok() {
-        addresses.insert(IpAddr::V6(Ipv6Addr::UNSPECIFIED));
-    }
-    addresses
-}
-
-fn device_addresses(device: &str) -> std::io::Result<BTreeSet<IpAddr>> {
-    let all = nix::ifaddrs::getifaddrs()?.filter(|entry| entry.interface_name == device);
-    let ip = |entry: nix::ifaddrs::InterfaceAddress| {
-        let address = entry.address?;
-        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
-        v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
-    };
-    Ok(all.filter_map(ip).collect())
-}
-
 fn read_upstreams(forward: &Forward, names: &HostNames) -> Result<Vec<Server>, CompileError> {
     // Without a name of its own, a server's certificate must be for its address, as in CoreDNS.
     let certified =
@@ -648,6 +638,7 @@ impl std::fmt::Display for CompileError {
                     "forward {from}: cannot find the address of {host:?}: {reason}; name the server by its IP address"
                 )
             }
+            Self::ServerTls(error) => write!(f, "tls: {error}"),
             Self::NoUpstream(from) => {
                 write!(f, "forward {from}: no nameserver is left once its files are read; name one")
             }
@@ -657,6 +648,10 @@ impl std::fmt::Display for CompileError {
             Self::Conflict(zone, listener) => {
                 write!(f, "zone {zone} is served on {listener} by two server blocks; keep one")
             }
+            Self::Manners(listener) => write!(
+                f,
+                "{listener} is served by two server blocks in different manners: give it one `tls`, or none"
+            ),
         }
     }
 }
@@ -665,7 +660,7 @@ impl std::error::Error for CompileError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Addresses(cause) | Self::ResolvConf(_, cause) => Some(cause),
-            Self::Tls(_, error) => Some(error),
+            Self::Tls(_, error) | Self::ServerTls(error) => Some(error),
             Self::MetricsTls(error) => Some(error),
             _ => None,
         }

@@ -1,6 +1,6 @@
 //! A resolver that is alive but deaf is worse than none: while its sockets are open, the kernel's fail-open stays out.
 //!
-//! So a thread of its own asks the daemon, through the kernel, by UDP, at each listening address, for a name that only
+//! So a thread of its own asks the daemon, through the kernel, by UDP, at each address that has it, for a name that only
 //! this process knows: 128 random bits. The question goes the whole way (a worker thread, the queue, the slow side) and
 //! never to an upstream. When nothing comes for five tries in a row, the process ends, which closes its sockets.
 //!
@@ -14,6 +14,7 @@ use std::sync::{Arc, PoisonError};
 use std::thread::{Builder, sleep};
 use std::time::Duration;
 
+use nodestub_corefile::config::Scheme;
 use nodestub_wire::{Ask, CLASS_IN, Header, Name, rtype};
 use rand::Rng;
 
@@ -93,10 +94,11 @@ fn answered(status: &Status) -> u64 {
     workshop.all_counters().iter().map(|route| route.sum(Lane::answered)).sum()
 }
 
-/// Asks at each listening address. What cannot be asked (no route in a test's namespace, say) does not count.
+/// Asks at each listening address, but for those by TLS. What cannot be asked (no route in a test's namespace, say) does not count.
 fn all_answer(status: &Status) -> bool {
     let tables = status.shared.tables.load_full();
-    tables.listeners.iter().all(|(listener, zones)| {
+    let mut by_udp = tables.listeners.iter().filter(|(_, zones)| zones.scheme() == Scheme::Dns);
+    by_udp.all(|(listener, zones)| {
         let Some(route) = zones.routes().next() else { return true };
         let Some(name) = status.shared.resolver.secret_label.under(&route.zone) else { return true };
         answers(*listener, &name)

@@ -4,6 +4,8 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may stop at the first surprise")]
 
 mod common;
+#[path = "common/secure.rs"]
+mod secure;
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
@@ -15,6 +17,7 @@ use common::{HANG, SERVER, Scene, patient, patient_tcp, resolver, upstream_in};
 use nodestub_lab::skip::can_make_namespaces;
 use nodestub_lab::upstream::{Data, Reply, answer, question};
 use nodestub_lab::{Netns, Options, dns};
+use secure::Authority;
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// Idle connections, fewer where the system allows this process fewer files.
@@ -22,6 +25,9 @@ const IDLE_CONNECTIONS: usize = 10_000;
 
 /// Addresses that they come from: few enough on each that no client is greedy.
 const SOURCES: usize = 250;
+
+/// Where queries are taken over TLS.
+const TLS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 853);
 
 /// Unique names, none of which is ever answered.
 const UNIQUE_NAMES: usize = 20_000;
@@ -38,8 +44,6 @@ fn good_queries_are_answered_whatever_other_clients_do_and_memory_returns() {
         return;
     }
     raise_file_limit();
-    let corefile =
-        ".:53 {\n bind 127.0.0.1\n cache 3600\n forward . 127.0.0.2\n prometheus 127.0.0.1:9153\n}\n";
     let net = Netns::new().unwrap();
     let _upstream = upstream_in(&net, "127.0.0.2:53", |query, _| {
         let Ok((name, _)) = question(query) else { return vec![] };
@@ -51,6 +55,15 @@ fn good_queries_are_answered_whatever_other_clients_do_and_memory_returns() {
     });
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("Corefile");
+    let pair = Authority::new().sign("dns.test");
+    let (certificate, key) = (folder.path().join("tls.crt"), folder.path().join("tls.key"));
+    std::fs::write(&certificate, pair.certificate).unwrap();
+    std::fs::write(&key, pair.key).unwrap();
+    let corefile = format!(
+        ".:53 tls://. {{\n bind 127.0.0.1\n tls {} {}\n cache 3600\n forward . 127.0.0.2\n prometheus 127.0.0.1:9153\n}}\n",
+        certificate.display(),
+        key.display()
+    );
     std::fs::write(&path, corefile).unwrap();
     let mut command = resolver(&path);
     // So that what is kept cannot be taken for what was lost.
@@ -77,6 +90,8 @@ fn good_queries_are_answered_whatever_other_clients_do_and_memory_returns() {
             attack(never_read),
             attack(reset_at_once),
             attack(broken_frames),
+            attack(tls_garbage),
+            attack(tls_handshakes_without_end),
             attack(broken_datagrams),
             attack(any_flood),
             attack(unique_names),
@@ -109,6 +124,10 @@ fn good_queries_are_answered_whatever_other_clients_do_and_memory_returns() {
         "nodestub_replies_refused_total",
     ] {
         assert!(metrics.sum(moved, &[]) > 0.0, "{moved} has not moved:\n{}", metrics.0);
+    }
+    for result in ["failed", "timed_out"] {
+        let count = metrics.sum("nodestub_tls_handshakes_total", &[("result", result)]);
+        assert!(count > 0.0, "{result} has not moved:\n{}", metrics.0);
     }
     assert!(metrics.sum("coredns_panics_total", &[]) < 1.0, "a panic:\n{}", scene.daemon.lines().join("\n"));
 
@@ -170,6 +189,30 @@ fn one_greedy_client(_: &AtomicBool) {
         held.push(stream);
     }
     sleep(Duration::from_secs(1));
+}
+
+/// What is no TLS, or no handshake, until some of it has come as far as being looked at.
+fn tls_garbage(_: &AtomicBool) {
+    let garbage: [&[u8]; 4] =
+        [b"GET / HTTP/1.1\r\n\r\n", &[0xff; 600], &[22, 3, 1, 0xff, 0xff, 1], &[21, 3, 3, 0, 2, 2, 40]];
+    for number in 0..400 {
+        let Ok(mut stream) = connect_to(TLS, Ipv4Addr::new(127, 9, 9, 3)) else { continue };
+        drop(stream.write_all(garbage[number % garbage.len()]));
+        sleep(Duration::from_millis(10));
+    }
+}
+
+/// Handshakes of which the beginning comes.
+fn tls_handshakes_without_end(_: &AtomicBool) {
+    let mut held = Vec::new();
+    for number in 0..400 {
+        let Ok(mut stream) = connect_to(TLS, Ipv4Addr::new(127, 9, 9, 4)) else { continue };
+        drop(stream.write_all(&[22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3]));
+        held.push(stream);
+        if number % 100 == 99 {
+            sleep(Duration::from_secs(1));
+        }
+    }
 }
 
 /// A question whose first byte comes late: some in time, the others too late.
@@ -376,9 +419,13 @@ fn source(number: usize) -> Ipv4Addr {
 }
 
 fn connect_from(address: Ipv4Addr) -> std::io::Result<TcpStream> {
+    connect_to(SERVER, address)
+}
+
+fn connect_to(server: SocketAddr, address: Ipv4Addr) -> std::io::Result<TcpStream> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.bind(&SocketAddr::new(IpAddr::V4(address), 0).into())?;
-    socket.connect_timeout(&SERVER.into(), Duration::from_secs(5))?;
+    socket.connect_timeout(&server.into(), Duration::from_secs(5))?;
     Ok(socket.into())
 }
 

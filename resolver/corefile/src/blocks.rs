@@ -4,13 +4,17 @@ use std::collections::HashMap;
 
 use nodestub_wire::Name;
 
-use crate::config::{BindTarget, Config, ServerBlock, Timeouts, ZoneKey};
+use crate::config::tls::ServerTls;
+use crate::config::{BindTarget, Config, Scheme, ServerBlock, Timeouts, ZoneKey};
 use crate::context::Context;
 use crate::directives::{self, Draft};
 use crate::lexer::Token;
 use crate::names::zones;
 use crate::parser::Block;
 use crate::report::{Diagnostic, Span, shown};
+
+/// Where `tls://` zones are served (RFC 7858, 3.1).
+const TLS_PORT: u16 = 853;
 
 /// Checks and builds everything; what is wrong is in the context.
 pub(crate) fn build(context: &mut Context<'_>, blocks: &[Block]) -> Config {
@@ -48,10 +52,12 @@ pub(crate) fn build(context: &mut Context<'_>, blocks: &[Block]) -> Config {
             prometheus: None,
             reload: None,
             timeouts: Timeouts::default(),
+            tls: None,
         });
         for directive in &block.directives {
             directives::read(context, directive, &mut draft);
         }
+        check_tls(context, &keys, &mut draft);
         for (key, span) in keys.iter().filter(|_| !draft.bind_is_broken()) {
             served.add(context, key, *span, &draft);
         }
@@ -79,23 +85,55 @@ fn zone_keys(context: &mut Context<'_>, token: &Token) -> Vec<ZoneKey> {
                 .help("to listen on an address, write `bind ADDRESS` in the block"),
         );
     }
-    let port = zones.port.unwrap_or(context.options.default_port);
-    zones.names.into_iter().map(|zone| ZoneKey { zone, port }).collect()
+    let scheme = zones.scheme.unwrap_or(Scheme::Dns);
+    let port = zones.port.unwrap_or(match scheme {
+        Scheme::Dns => context.options.default_port,
+        Scheme::Tls => TLS_PORT,
+    });
+    zones.names.into_iter().map(|zone| ZoneKey { scheme, zone, port }).collect()
 }
 
-/// Who serves what: no zone and port twice where the same address listens (CoreDNS's `zoneOverlap`).
+/// `tls://` zones need `tls`; where there is none, `tls` has no effect, as in CoreDNS, and its files are not read.
+/// (CoreDNS takes a `tls://` zone without `tls`, and serves it in the clear.)
+fn check_tls(context: &mut Context<'_>, keys: &[(ZoneKey, Span)], draft: &mut Draft) {
+    let by_tls = keys.iter().find(|(key, _)| key.scheme == Scheme::Tls);
+    match (by_tls, draft.place_of("tls")) {
+        (Some((_, span)), None) => context.report(
+            Diagnostic::error(*span, "this zone is served over TLS, and the block names no certificate")
+                .help("write `tls CERT KEY` into the block"),
+        ),
+        (None, Some(span)) if !keys.is_empty() => {
+            context.report(
+                Diagnostic::warning(span, "`tls` has no effect: no zone of this block is served over TLS")
+                    .help("write the zone as `tls://ZONE`, or remove this"),
+            );
+            draft.block.tls = None;
+        }
+        _ => {}
+    }
+}
+
+/// Who serves what: no zone and port twice where the same address listens (CoreDNS's `zoneOverlap`), and no port in two
+/// manners.
 ///
 /// What devices have is not known here: two devices are taken for different, and a device for different from
 /// addresses. The daemon finds those out when it binds.
 #[derive(Default)]
-struct Served(HashMap<(Name, u16), Vec<Listening>>);
+struct Served {
+    zones: HashMap<(Scheme, Name, u16), Vec<Listening>>,
+    /// How each port of a target is served, and the key that said so first.
+    manners: HashMap<(Option<BindTarget>, u16), (Manner, Span)>,
+}
+
+/// How a port is served; `None`: in the clear.
+type Manner = Option<ServerTls>;
 
 /// Where a zone is served, `None` being everywhere, and the key that says so.
 type Listening = (Option<BindTarget>, Span);
 
 impl Served {
     fn add(&mut self, context: &mut Context<'_>, key: &ZoneKey, span: Span, draft: &Draft) {
-        let earlier = self.0.entry((key.zone.clone(), key.port)).or_default();
+        let earlier = self.zones.entry((key.scheme, key.zone.clone(), key.port)).or_default();
         let everywhere = [None];
         let bound: Vec<Option<BindTarget>> =
             draft.block.bind.iter().map(|bind| Some(bind.target.clone())).collect();
@@ -124,6 +162,30 @@ impl Served {
                 return;
             }
             earlier.push((target.clone(), span));
+        }
+        let manner = match key.scheme {
+            Scheme::Dns => None,
+            // What is wrong with it has been said.
+            Scheme::Tls if draft.block.tls.is_none() => return,
+            Scheme::Tls => draft.block.tls.clone(),
+        };
+        for target in targets {
+            let first =
+                self.manners.entry((target.clone(), key.port)).or_insert_with(|| (manner.clone(), span));
+            if first.0 == manner {
+                continue;
+            }
+            let (what, help) = if first.0.is_some() && manner.is_some() {
+                (
+                    "with different `tls`",
+                    "write the same `tls` into both blocks: there is one certificate for a port",
+                )
+            } else {
+                ("both over TLS and in the clear", "give one of them another port")
+            };
+            let diagnostic = Diagnostic::error(span, format!("port {} is served {what}", key.port));
+            context.report(diagnostic.label("otherwise here").also(first.1, "first here").help(help));
+            return;
         }
     }
 }

@@ -19,7 +19,7 @@ use nodestub_wire::Name;
 use answering::{Acl, AutoPath, Chaos, Dns64, LoadBalance, Local, Template};
 use logging::{Errors, LogRule};
 use rewriting::RewriteRule;
-use tls::ForwardTls;
+use tls::{ForwardTls, ServerTls};
 
 /// A whole Corefile, in the order of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -82,6 +82,8 @@ pub struct ServerBlock {
     pub prometheus: Option<Prometheus>,
     /// `timeouts`: of connections of clients.
     pub timeouts: Timeouts,
+    /// `tls`: how the `tls://` zones of the block are served. There where the block has such a zone.
+    pub tls: Option<ServerTls>,
     /// `reload`: look for changes of the file.
     pub reload: Option<Reload>,
 }
@@ -115,13 +117,33 @@ impl ServerBlock {
     }
 }
 
-/// A zone and the port where it is served.
+/// A zone, and how and on which port it is served.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ZoneKey {
+    /// How clients ask. Default [`Scheme::Dns`].
+    pub scheme: Scheme,
     /// The zone; the root for `.`.
     pub zone: Name,
-    /// Default 53, or what `-dns.port` says.
+    /// Default 53, or what `-dns.port` says; for [`Scheme::Tls`] 853.
     pub port: u16,
+}
+
+/// How clients ask at a port: what stands before `://`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Scheme {
+    /// `dns://`: UDP and TCP.
+    Dns,
+    /// `tls://`: TLS over TCP (RFC 7858), and no UDP.
+    Tls,
+}
+
+impl std::fmt::Display for Scheme {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Dns => "dns",
+            Self::Tls => "tls",
+        })
+    }
 }
 
 /// One word of `bind`, and what its directive takes away.

@@ -1,4 +1,5 @@
-//! Zones as a Corefile writes them: `[dns://]NAME[:PORT]` or `[dns://]NETWORK/LENGTH[:PORT]`.
+//! Zones as a Corefile writes them: `[SCHEME://]NAME[:PORT]` or `[SCHEME://]NETWORK/LENGTH[:PORT]`, the scheme being `dns` or
+//! `tls`.
 //!
 //! A network stands for its reverse zones. Where its length is not at a label's border (8 bits for IPv4, 4 for
 //! IPv6) it stands for all zones of the next longer border, as in CoreDNS's `plugin/pkg/cidr`.
@@ -7,11 +8,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use nodestub_wire::Name;
 
+use crate::config::Scheme;
 use crate::context::Problem;
 use crate::report::shown;
 
-/// Transports that CoreDNS knows, `dns` apart.
-const FOREIGN_TRANSPORTS: [&str; 6] = ["tls", "quic", "grpc", "https", "https3", "unix"];
+/// Transports that CoreDNS knows, and that are not served here.
+const FOREIGN_TRANSPORTS: [&str; 5] = ["quic", "grpc", "https", "https3", "unix"];
 
 /// What a zone's text says.
 #[derive(Debug, PartialEq, Eq)]
@@ -19,15 +21,17 @@ pub(crate) struct Zones {
     /// Never empty; several only for a network, at most 128.
     pub(crate) names: Vec<Name>,
     pub(crate) port: Option<u16>,
+    /// `None`: it says none, and `dns` is meant.
+    pub(crate) scheme: Option<Scheme>,
 }
 
 /// Reads one zone.
 pub(crate) fn zones(text: &str) -> Result<Zones, Problem> {
-    let text = without_transport(text)?;
+    let (scheme, text) = split_scheme(text)?;
     let (host, port) = split_port(text)?;
     if host.is_empty() && port.is_some() {
         // `:53` is the root.
-        return Ok(Zones { names: vec![Name::root()], port });
+        return Ok(Zones { names: vec![Name::root()], port, scheme });
     }
     if let Some((address, length)) = host.rsplit_once('/')
         && let Ok(address) = address.parse::<IpAddr>()
@@ -41,9 +45,9 @@ pub(crate) fn zones(text: &str) -> Result<Zones, Problem> {
             Problem::new(format!("{} is not a network", shown(host)))
                 .help("write ADDRESS/LENGTH; the length is at most 32 for IPv4 and 128 for IPv6")
         })?;
-        return Ok(Zones { names, port });
+        return Ok(Zones { names, port, scheme });
     }
-    Ok(Zones { names: vec![name(host)?], port })
+    Ok(Zones { names: vec![name(host)?], port, scheme })
 }
 
 /// Reads one domain name.
@@ -63,13 +67,14 @@ pub(crate) fn name(text: &str) -> Result<Name, Problem> {
     })
 }
 
-fn without_transport(text: &str) -> Result<&str, Problem> {
-    let Some((transport, rest)) = text.split_once("://") else { return Ok(text) };
+fn split_scheme(text: &str) -> Result<(Option<Scheme>, &str), Problem> {
+    let Some((transport, rest)) = text.split_once("://") else { return Ok((None, text)) };
     match transport {
-        "dns" => Ok(rest),
+        "dns" => Ok((Some(Scheme::Dns), rest)),
+        "tls" => Ok((Some(Scheme::Tls), rest)),
         foreign if FOREIGN_TRANSPORTS.contains(&foreign) => {
             Err(Problem::new(format!("serving over `{foreign}://` is not supported by this version"))
-                .help("serve the zone over plain DNS: leave the transport out"))
+                .help("serve the zone over TLS with `tls://`, or over plain DNS: leave the transport out"))
         }
         unknown => Err(Problem::new(format!("unknown transport {}", shown(unknown)))
             .help("leave it out: plain DNS is meant then")),
@@ -129,18 +134,26 @@ mod tests {
     use super::*;
 
     fn expect(text: &str, names: &[&str], port: Option<u16>) {
+        expect_by(None, text, names, port);
+    }
+
+    fn expect_by(scheme: Option<Scheme>, text: &str, names: &[&str], port: Option<u16>) {
         let names = names.iter().map(|name| name.parse().unwrap()).collect();
-        assert_eq!(zones(text), Ok(Zones { names, port }), "{text}");
+        assert_eq!(zones(text), Ok(Zones { names, port, scheme }), "{text}");
     }
 
     #[test]
-    fn reads_names_ports_and_the_plain_transport() {
+    fn reads_names_ports_and_schemes() {
         expect(".:53", &["."], Some(53));
         expect(":1053", &["."], Some(1053));
         expect("Example.ORG", &["example.org"], None);
         expect("example.org.:53", &["example.org"], Some(53));
-        expect("dns://example.org", &["example.org"], None);
-        expect("dns://.:0", &["."], Some(0));
+        expect_by(Some(Scheme::Dns), "dns://example.org", &["example.org"], None);
+        expect_by(Some(Scheme::Dns), "dns://.:0", &["."], Some(0));
+        expect_by(Some(Scheme::Tls), "tls://.", &["."], None);
+        expect_by(Some(Scheme::Tls), "tls://Example.org:5353", &["example.org"], Some(5353));
+        expect_by(Some(Scheme::Tls), "tls://:853", &["."], Some(853));
+        expect_by(Some(Scheme::Tls), "tls://10.0.0.0/16", &["0.10.in-addr.arpa"], None);
         expect("0/25.2.0.192.in-addr.arpa", &["0/25.2.0.192.in-addr.arpa"], None);
         expect("127.0.0.1", &["127.0.0.1"], None);
     }
@@ -195,7 +208,7 @@ mod tests {
             "example.org:",
             "example.org:99999",
             "example.org:dns",
-            "tls://.",
+            "tls://",
             "https://example.org",
             "ftp://example.org",
             "10.0.0.0/33",
@@ -218,8 +231,8 @@ mod tests {
     #[test]
     fn names_the_transport_that_is_not_supported() {
         assert_eq!(
-            zones("tls://example.org").unwrap_err().message,
-            "serving over `tls://` is not supported by this version"
+            zones("https://example.org").unwrap_err().message,
+            "serving over `https://` is not supported by this version"
         );
     }
 }

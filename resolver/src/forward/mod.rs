@@ -38,7 +38,7 @@ use rustls::pki_types::ServerName;
 use tokio::time::Instant;
 
 use crate::metrics::{Counter, Protocol};
-pub use tls::{Material, TlsError};
+pub use tls::Material;
 pub use upstream::{ExchangeError, Upstream};
 
 /// Longest time for one question, over all tries (CoreDNS `defaultTimeout`): a client's library repeats after 5 s.

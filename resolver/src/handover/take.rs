@@ -5,11 +5,13 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use nodestub_corefile::config::Scheme;
+
 use super::link::{Connected, Link, LinkError, Rendezvous};
 use super::message::{Message, Refusal, SocketKind};
 use super::{HandoverError, Identity, PATIENCE, Pantry};
 use crate::admin::Admin;
-use crate::listen::{Listeners, Offered};
+use crate::listen::{Listeners, Offered, is_free};
 
 /// How long the other process may take to say yes: it may be busy with another newcomer, and its cache is large.
 const WELCOME: Duration = Duration::from_secs(60);
@@ -71,7 +73,7 @@ impl Entrance {
     pub async fn enter(
         identity: &Identity,
         pantry: &Pantry,
-        wanted: &[SocketAddr],
+        wanted: &[(SocketAddr, Scheme)],
     ) -> Result<Taken, HandoverError> {
         if identity.rendezvous.is_none() {
             return Ok(Taken::default());
@@ -85,7 +87,8 @@ impl Entrance {
                         tracing::warn!(reason, "there will be no handover from or to this process");
                     }
                     // What a process has left that died while it gave: whole addresses are of use.
-                    taken.dns.retain(|_, offered| offered.tcp.is_some() && !offered.udp.is_empty());
+                    // An address's TCP listener comes last.
+                    taken.dns.retain(|_, offered| offered.tcp.is_some());
                     taken.rendezvous = rendezvous;
                     return Ok(taken);
                 }
@@ -211,13 +214,13 @@ async fn receive(link: &Link, pantry: &Pantry, taken: &mut Taken) -> Result<(), 
 /// Sockets of our own user share an address without a word (`SO_REUSEPORT`), and each would get a part of the queries:
 /// so nobody else may have it. A process that gave a reason does not stop soon; any other may be about to.
 async fn wait_until_free(
-    wanted: &[SocketAddr],
+    wanted: &[(SocketAddr, Scheme)],
     taken: &Taken,
     reason: Option<&str>,
 ) -> Result<(), HandoverError> {
     let end = Instant::now() + if reason.is_some() { Duration::ZERO } else { RELEASE };
-    for address in wanted.iter().filter(|address| !taken.dns.contains_key(address)) {
-        while !Listeners::is_free(*address) {
+    for (address, scheme) in wanted.iter().filter(|(address, _)| !taken.dns.contains_key(address)) {
+        while !is_free(*address, *scheme) {
             if Instant::now() >= end {
                 return Err(HandoverError::InUse { address: *address, reason: reason.map(str::to_owned) });
             }

@@ -6,19 +6,23 @@
 //!        ▼                                              │
 //!   dispatcher ── a task for each ── Resolver::resolve ─┘
 //!        ▲
-//!   tcp: a task for each connection
+//!   tcp, tls: a task for each connection ── stream: the queries on it
 //! ```
 //!
 //! [`Listeners`] owns all sockets. A new set of addresses is bound beside the old one before anything else changes, so
 //! that a reload that cannot bind does not happen. Sockets that another process hands over are taken in place of bound
 //! ones; [`Listeners::pause`] stops reading without closing anything, so that what arrives meanwhile waits in the
 //! kernel for whoever reads next. Sockets are bound to one address each; where the Corefile binds
-//! none, to the wildcard of each family, and then they report which address was asked.
+//! none, to the wildcard of each family, and then they report which address was asked. Where clients ask by TLS there is
+//! no UDP.
 
+mod bind;
 mod clients;
 mod memory;
 pub mod overflow;
+mod stream;
 mod tcp;
+mod tls;
 mod udp;
 
 use std::collections::HashMap;
@@ -30,8 +34,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use nodestub_corefile::config::Scheme;
 use rustix::thread::{MembarrierCommand, membarrier};
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::SockRef;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -40,7 +45,9 @@ use crate::privileges;
 use crate::resolve::{Miss, Resolver};
 use crate::sys;
 use crate::tables::Tables;
+pub use bind::{BindError, is_free};
 pub use clients::{Clients, ConnectionPlace};
+pub use tls::Handshakes;
 pub use udp::Worker;
 
 /// Misses that wait between the fast side and the slow side.
@@ -50,8 +57,8 @@ const MISS_QUEUE: usize = 4096;
 /// About 4 KiB each.
 const MAX_MISSES: usize = 4096;
 
-/// TCP connections that wait for being accepted.
-const TCP_BACKLOG: i32 = 1024;
+/// Between looks whether connections by TLS have taken leave.
+const TAKING_LEAVE: Duration = Duration::from_millis(10);
 
 /// How long a packet may take through the kernel, where the kernel does not say when it is through: a thousand times what
 /// one takes.
@@ -72,8 +79,12 @@ pub struct Shared {
     /// What each client has under way.
     pub clients: Arc<Clients>,
     misses: Arc<Semaphore>,
-    /// TCP connections of clients, now.
+    /// TCP connections of clients, those by TLS included, now.
     pub open_connections: AtomicUsize,
+    /// What became of handshakes by TLS.
+    pub handshakes: Handshakes,
+    /// The end has come for what cannot move: connections by TLS take leave once nothing is under way on them.
+    ending: CancellationToken,
     /// Another process reads the sockets, should this one die. Then a query leaves its socket's queue only once it is
     /// answered here, or on its way to being so.
     pub has_stand_by: AtomicBool,
@@ -110,7 +121,7 @@ pub struct Departures {
 /// Sockets of one address that another process has handed over.
 #[derive(Debug, Default)]
 pub struct Offered {
-    /// In the order of their group.
+    /// In the order of their group; none where clients ask by TLS.
     pub udp: Vec<OwnedFd>,
     /// Listening.
     pub tcp: Option<OwnedFd>,
@@ -144,22 +155,15 @@ pub struct Listeners {
 
 #[derive(Debug)]
 struct Bound {
-    /// A group, in the kernel's order: at least one for each worker. Never shrunk, for what lies in a closed socket's
-    /// queue is lost.
+    scheme: Scheme,
+    /// A group, in the kernel's order: at least one for each worker, and none where clients ask by TLS. Never shrunk, for
+    /// what lies in a closed socket's queue is lost.
     udp: Vec<Arc<udp::Listener>>,
     /// How many of them came from another process.
     adopted: usize,
     tcp: std::net::TcpListener,
     /// Ends the task that accepts from a copy of `tcp`; `None`: there is none.
     stop_tcp: Option<CancellationToken>,
-}
-
-/// A socket could not be made, bound or set up.
-#[derive(Debug)]
-pub struct BindError {
-    address: SocketAddr,
-    protocol: &'static str,
-    cause: io::Error,
 }
 
 impl Shared {
@@ -172,6 +176,8 @@ impl Shared {
             misses: Arc::new(Semaphore::new(MAX_MISSES)),
             clients: Clients::new(),
             open_connections: AtomicUsize::new(0),
+            handshakes: Handshakes::default(),
+            ending: CancellationToken::new(),
             has_stand_by: AtomicBool::new(false),
             movers: watch::Sender::new(None),
         })
@@ -184,7 +190,7 @@ impl Shared {
     /// The socket cannot be waited for.
     pub fn admit(self: &Arc<Self>, moving: Moving) -> io::Result<()> {
         let Moving { socket, address, client, has_asked, unread, place } = moving;
-        if !self.tables.load().listeners.contains_key(&address) {
+        if self.tables.load().listeners.get(&address).is_none_or(|zones| zones.scheme() == Scheme::Tls) {
             return Ok(());
         }
         let Some(place) = place.or_else(|| self.clients.connect(client.ip())) else { return Ok(()) };
@@ -243,20 +249,35 @@ impl Listeners {
     /// # Errors
     /// An address cannot be bound.
     pub fn apply(&mut self, tables: Tables) -> Result<(), BindError> {
-        let wanted: Vec<SocketAddr> = tables.listeners.keys().copied().collect();
+        let wanted: HashMap<SocketAddr, Scheme> =
+            tables.listeners.iter().map(|(address, zones)| (*address, zones.scheme())).collect();
         let mut fresh = Vec::new();
-        for &address in wanted.iter().filter(|address| !self.bound.contains_key(address)) {
-            let bound = match self.offered.remove(&address) {
-                Some(offered) => self.adopt(address, offered)?,
-                None => self.bind(address)?,
+        for (&address, &scheme) in &wanted {
+            if self.bound.get(&address).is_some_and(|bound| bound.scheme == scheme) {
+                continue;
+            }
+            let error = |cause| BindError { address, protocol: "TCP", cause };
+            let bound = match (self.bound.get(&address), self.offered.remove(&address)) {
+                // Served otherwise from now on. The same listener, for who stands by has it too, and another one would
+                // share its clients.
+                (Some(before), _) => {
+                    self.bind_beside(address, scheme, before.tcp.try_clone().map_err(error)?)?
+                }
+                (None, Some(offered)) => self.adopt(address, scheme, offered)?,
+                (None, None) => self.bind(address, scheme)?,
             };
             fresh.push((address, bound));
         }
         self.offered.clear();
         self.shared.tables.store(Arc::new(tables));
-        self.bound.extend(fresh);
+        for (address, bound) in fresh {
+            // What was served there otherwise; threads read its queues to the end.
+            if let Some(mut before) = self.bound.insert(address, bound) {
+                before.stop_accepting();
+            }
+        }
         self.bound.retain(|address, bound| {
-            let keep = wanted.contains(address);
+            let keep = wanted.contains_key(address);
             if !keep {
                 bound.stop_accepting();
             }
@@ -348,23 +369,6 @@ impl Listeners {
         }
     }
 
-    /// Whether UDP packets to an address would be ours alone: nobody else has bound it.
-    pub fn is_free(address: SocketAddr) -> bool {
-        let probe = move || {
-            let socket = Socket::new(Domain::for_address(address), Type::DGRAM.cloexec(), None)?;
-            if address.is_ipv6() {
-                socket.set_only_v6(true)?;
-            }
-            // A query that came to this socket would be lost with it; the rules pass it by so. Who may not have it has no rules.
-            drop(socket.set_ip_transparent_v4(true));
-            // Without SO_REUSEPORT: our own user's sockets are in the way as well.
-            socket.bind(&address.into())
-        };
-        let probe = privileges::call(probe);
-        // Any other error will be met, and told, where it is bound in earnest.
-        !matches!(probe, Err(error) if error.kind() == io::ErrorKind::AddrInUse)
-    }
-
     /// The addresses that are bound.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         let mut addresses: Vec<_> = self.bound.keys().copied().collect();
@@ -417,6 +421,7 @@ impl Listeners {
         for bound in self.bound.values_mut() {
             bound.stop_accepting();
         }
+        self.shared.ending.cancel();
         let sockets: Vec<_> = self.bound.drain().flat_map(|(_, bound)| bound.udp).collect();
         for worker in self.workers.drain(..) {
             // The thread answers what has arrived already, then ends.
@@ -425,6 +430,10 @@ impl Listeners {
         let permits = u32::try_from(MAX_MISSES).unwrap_or(u32::MAX);
         let drained = async {
             drop((&mut self.dispatcher).await);
+            // Before all places are taken, for what they have read still needs some.
+            while self.shared.handshakes.connections.load(Relaxed) > 0 {
+                tokio::time::sleep(TAKING_LEAVE).await;
+            }
             drop(self.shared.misses.acquire_many(permits).await);
         };
         if tokio::time::timeout(patience, drained).await.is_err() {
@@ -437,21 +446,30 @@ impl Listeners {
         drop(sockets);
     }
 
-    fn bind(&self, address: SocketAddr) -> Result<Bound, BindError> {
-        let error = |protocol| move |cause| BindError { address, protocol, cause };
+    fn bind(&self, address: SocketAddr, scheme: Scheme) -> Result<Bound, BindError> {
+        let tcp = privileges::call(move || bind::tcp(address));
+        self.bind_beside(address, scheme, tcp.map_err(|cause| BindError { address, protocol: "TCP", cause })?)
+    }
+
+    /// The UDP sockets of an address whose listener is there.
+    fn bind_beside(
+        &self,
+        address: SocketAddr,
+        scheme: Scheme,
+        tcp: std::net::TcpListener,
+    ) -> Result<Bound, BindError> {
         let mut udp = Vec::new();
-        for _ in &self.workers {
+        for _ in self.workers.iter().filter(|_| scheme == Scheme::Dns) {
             let socket = privileges::call(move || udp::Listener::bind(address));
-            udp.push(Arc::new(socket.map_err(error("UDP"))?));
+            udp.push(Arc::new(socket.map_err(|cause| BindError { address, protocol: "UDP", cause })?));
         }
-        let tcp = privileges::call(move || bind_tcp(address)).map_err(error("TCP"))?;
-        let bound = Bound { udp, adopted: 0, tcp, stop_tcp: None };
+        let bound = Bound { scheme, udp, adopted: 0, tcp, stop_tcp: None };
         self.steer(address, &bound);
         Ok(bound)
     }
 
     /// Takes what another process has bound, and adds UDP sockets where there are fewer than workers.
-    fn adopt(&self, address: SocketAddr, offered: Offered) -> Result<Bound, BindError> {
+    fn adopt(&self, address: SocketAddr, scheme: Scheme, offered: Offered) -> Result<Bound, BindError> {
         let strange =
             || io::Error::new(io::ErrorKind::InvalidData, "not a socket of this address was handed over");
         let tcp = offered.tcp.ok_or_else(strange).and_then(|tcp| {
@@ -460,8 +478,12 @@ impl Listeners {
             if tcp.local_addr()? == address { Ok(tcp) } else { Err(strange()) }
         });
         let tcp = tcp.map_err(|cause| BindError { address, protocol: "TCP", cause })?;
+        if scheme == Scheme::Tls || offered.udp.is_empty() {
+            // By TLS, here or until now.
+            return self.bind_beside(address, scheme, tcp);
+        }
         let udp = offered.udp.into_iter().map(|socket| udp::Listener::adopt(socket, address).map(Arc::new));
-        let udp = udp.collect::<Option<Vec<_>>>().filter(|udp| !udp.is_empty());
+        let udp = udp.collect::<Option<Vec<_>>>();
         let mut udp = udp.ok_or_else(|| BindError { address, protocol: "UDP", cause: strange() })?;
         let adopted = udp.len();
         while udp.len() < self.workers.len() {
@@ -474,7 +496,7 @@ impl Listeners {
                 }
             }
         }
-        Ok(Bound { udp, adopted, tcp, stop_tcp: None })
+        Ok(Bound { scheme, udp, adopted, tcp, stop_tcp: None })
     }
 
     fn hand_to_workers(&self, bound: &HashMap<SocketAddr, Bound>) {
@@ -505,7 +527,7 @@ impl Listeners {
             }
             match bound.tcp.try_clone().and_then(tokio::net::TcpListener::from_std) {
                 Ok(listener) => {
-                    let accept = tcp::accept(Arc::clone(&self.shared), listener, *address);
+                    let accept = tcp::accept(Arc::clone(&self.shared), listener, *address, bound.scheme);
                     let stop = CancellationToken::new();
                     bound.stop_tcp = Some(stop.clone());
                     tokio::spawn(async move { stop.run_until_cancelled(accept).await });
@@ -589,66 +611,6 @@ async fn packets_on_their_way() {
     let wait = || membarrier(MembarrierCommand::Global);
     if !matches!(tokio::task::spawn_blocking(wait).await, Ok(Ok(()))) {
         tokio::time::sleep(ON_THEIR_WAY).await;
-    }
-}
-
-fn bind_udp(address: SocketAddr) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking().cloexec(), None)?;
-    socket.set_reuse_port(true)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    overflow::size_receive_buffer(&socket, address)?;
-    if address.ip().is_unspecified() {
-        sys::report_local_end(socket.as_fd(), address.is_ipv6())?;
-    }
-    socket.bind(&address.into())?;
-    Ok(socket)
-}
-
-fn bind_tcp(address: SocketAddr) -> io::Result<std::net::TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), None)?;
-    // A restart must not wait for connections that are fading away; and a reload may go from the wildcard to one of
-    // its addresses, which the kernel allows side by side only so.
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    socket.bind(&address.into())?;
-    socket.listen(TCP_BACKLOG)?;
-    Ok(socket.into())
-}
-
-impl BindError {
-    /// The address, where somebody else has it.
-    pub fn in_use(&self) -> Option<SocketAddr> {
-        (self.cause.kind() == io::ErrorKind::AddrInUse).then_some(self.address)
-    }
-}
-
-impl std::fmt::Display for BindError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { address, protocol, cause } = self;
-        write!(f, "cannot listen on {address} ({protocol}): {cause}")?;
-        match cause.kind() {
-            io::ErrorKind::AddrInUse => {
-                write!(f, ". Another process has the port: `ss -lnup sport = :{}` names it", address.port())
-            }
-            io::ErrorKind::AddrNotAvailable => {
-                f.write_str(". No device has this address: give it with -localip, or change `bind`")
-            }
-            io::ErrorKind::PermissionDenied => {
-                f.write_str(". Ports below 1024 need the capability NET_BIND_SERVICE")
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-impl std::error::Error for BindError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.cause)
     }
 }
 

@@ -26,7 +26,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use socket2::{Socket, Type};
 use tokio::sync::{mpsc, watch};
 
-use super::{Shared, bind_udp};
+use super::{Shared, bind};
 use crate::answer::{Context, Outcome, Replied, answer};
 use crate::metrics::Protocol;
 use crate::query_log::Answered;
@@ -72,7 +72,7 @@ struct Orders {
 
 impl Listener {
     pub(super) fn bind(address: SocketAddr) -> io::Result<Self> {
-        Ok(Self { socket: bind_udp(address)?, address })
+        Ok(Self { socket: bind::udp(address)?, address })
     }
 
     /// A socket that another process has bound; `None` where it is not a UDP socket of that address.

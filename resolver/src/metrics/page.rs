@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::UNIX_EPOCH;
 
 use nodestub_cache::Kind;
+use nodestub_corefile::config::Scheme;
 use nodestub_dataplane::obstacles::Report;
 use nodestub_wire::Rcode;
 
@@ -13,6 +14,7 @@ use super::counters::{
     DROPPED, DURATION_BOUNDS, Lane, Protocol, RCODES, RouteCounters, SIZE_BOUNDS, SLIM_BOUNDS, Source, TYPES,
 };
 use super::text::{Label, Page};
+use super::tls;
 use crate::listen::{Shared, overflow};
 use crate::local::small::VERSION;
 use crate::node::SetupErrors;
@@ -68,6 +70,7 @@ pub fn render(shared: &Shared, facts: &Facts) -> String {
     forward(&mut page, &tables);
     hosts(&mut page, &tables);
     health(&mut page, &facts.self_checks);
+    tls::write(&mut page, shared, &tables);
     process(&mut page, shared, facts);
     page.into_text()
 }
@@ -514,9 +517,11 @@ fn process(page: &mut Page, shared: &Shared, facts: &Facts) {
     let help = "Queries refused because too many of their client waited for an upstream.";
     page.single("nodestub_misses_refused_total", "counter", help, clients.refused_misses.get());
     let help = "UDP queries that the kernel dropped because a socket's queue was full.";
-    let addresses: Vec<_> = shared.tables.load().listeners.keys().copied().collect();
+    let tables = shared.tables.load();
+    let by_udp = tables.listeners.iter().filter(|(_, zones)| zones.scheme() == Scheme::Dns);
+    let addresses: Vec<_> = by_udp.map(|(address, _)| *address).collect();
     page.single("nodestub_udp_overflows_total", "counter", help, overflow::dropped(&addresses));
-    let help = "TCP connections of clients, now.";
+    let help = "TCP connections of clients, those by TLS included, now.";
     page.single("nodestub_tcp_connections", "gauge", help, shared.open_connections.load(Relaxed));
     let help = "Lines of the query log dropped because the writer was behind.";
     page.single("nodestub_log_dropped_total", "counter", help, shared.resolver.query_log.dropped.get());

@@ -6,7 +6,7 @@ use crate::question::{
     A, AAAA, ANY, AUTHENTIC, CNAME, DNSSEC, EDNS, FROM_A_PORT, FROM_A_PORT_WITH_EDNS, HINFO, HTTPS, MX,
     NAPTR, NS, OVER_V6, PLAIN, PTR, Question, SOA, SRV, TCP, TXT, WAYS, WITH_NSID, WITH_NSID_BY_TCP, all,
 };
-use crate::templates;
+use crate::{templates, tls};
 
 /// One Corefile and its questions.
 pub(crate) struct Case {
@@ -86,6 +86,7 @@ pub(crate) const CASES: &[Case] = &[
          }\n forward . 127.0.0.53\n}\n",
         everything,
     ),
+    case("clients_by_tls", tls::COREFILE, tls::questions),
     case("errors_of_upstreams", ". {\n bind BIND\n forward . 127.0.0.53\n}\n", everything),
     case("rewrite_names", REWRITE_NAMES, rewritten_names),
     case("rewrite_answers", REWRITE_ANSWERS, rewritten_answers),

@@ -22,7 +22,10 @@ mod cases;
 mod compare;
 mod question;
 mod scene;
+#[path = "../common/secure.rs"]
+mod secure;
 mod templates;
+mod tls;
 mod upstream;
 
 use cases::{CASES, Case};
@@ -70,6 +73,7 @@ agrees!(
     forward_connections,
     forward_names,
     cache_prefetch,
+    clients_by_tls,
     errors_of_upstreams,
     rewrite_names,
     rewrite_answers,

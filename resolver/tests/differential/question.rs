@@ -16,6 +16,8 @@ pub(crate) struct Question {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Way {
     pub(crate) transport: Transport,
+    /// Over TLS, at port 853.
+    pub(crate) tls: bool,
     pub(crate) recursion: bool,
     pub(crate) authentic_data: bool,
     pub(crate) checking_disabled: bool,
@@ -33,6 +35,7 @@ pub(crate) struct Way {
 /// As a stub resolver asks.
 pub(crate) const PLAIN: Way = Way {
     transport: Transport::Udp,
+    tls: false,
     recursion: true,
     authentic_data: false,
     checking_disabled: false,
@@ -115,10 +118,20 @@ impl Question {
 impl std::fmt::Display for Question {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Way {
-            transport, recursion, authentic_data, checking_disabled, edns, dnssec_ok, options, v6, ..
+            transport,
+            tls,
+            recursion,
+            authentic_data,
+            checking_disabled,
+            edns,
+            dnssec_ok,
+            options,
+            v6,
+            ..
         } = self.way;
         write!(f, "{} {} class {} by {transport}", self.name, self.qtype, self.qclass)?;
         for (set, text) in [
+            (tls, "and TLS"),
             (!recursion, "without RD"),
             (authentic_data, "AD"),
             (checking_disabled, "CD"),

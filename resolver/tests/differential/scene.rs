@@ -3,15 +3,19 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nodestub_lab::skip::{can_make_namespaces, skip};
 use nodestub_lab::{Answer, Daemon, Netns, Upstream, exchange};
+use rustls::ClientConfig;
 use tempfile::TempDir;
 
 use crate::cases::Case;
 use crate::compare;
 use crate::question::{PLAIN, Question};
+use crate::secure::Authority;
+use crate::tls;
 use crate::upstream::{behaviour, failing};
 
 /// Longer than anything takes that works.
@@ -33,6 +37,8 @@ pub(crate) struct Scene {
     corefile: String,
     began: Instant,
     allowed: &'static [&'static str],
+    /// With what questions are asked over TLS.
+    tls: Arc<ClientConfig>,
     _folder: TempDir,
 }
 
@@ -57,6 +63,10 @@ impl Scene {
         for (name, text) in case.files {
             std::fs::write(folder.path().join(name), text).unwrap();
         }
+        let authority = Authority::new();
+        let pair = authority.sign(tls::NAME);
+        std::fs::write(folder.path().join("server.crt"), &pair.certificate).unwrap();
+        std::fs::write(folder.path().join("server.key"), &pair.key).unwrap();
         let write = |name: &str, bind: &str| {
             let text =
                 case.corefile.replace("BIND", bind).replace("FOLDER", &folder.path().display().to_string());
@@ -85,6 +95,7 @@ impl Scene {
             corefile,
             began: Instant::now(),
             allowed: case.allowed,
+            tls: tls::believing(&authority),
             _folder: folder,
         };
         scene.wait_until_served();
@@ -107,7 +118,12 @@ impl Scene {
         let address = if question.way.v6 { server.v6 } else { server.v4 };
         let packet = question.to_packet(0x4711);
         let options = nodestub_lab::Options { timeout, ..question.options() };
-        let raw = self.net.run(|| exchange(address, &packet, &options)).unwrap().ok()?;
+        let raw = if question.way.tls {
+            let address = SocketAddr::new(address.ip(), 853);
+            self.net.run(|| tls::exchange(address, &packet, &self.tls, timeout)).unwrap().ok()?
+        } else {
+            self.net.run(|| exchange(address, &packet, &options)).unwrap().ok()?
+        };
         Some(Answer::parse(&raw).unwrap_or_else(|error| panic!("{address}: {question}: {error}: {raw:02x?}")))
     }
 

@@ -15,12 +15,13 @@ mod notices;
 mod rewrite;
 mod small;
 mod template;
+mod tls;
 
 use std::collections::HashMap;
 
 use nodestub_wire::Name;
 
-use crate::config::ServerBlock;
+use crate::config::{Scheme, ServerBlock};
 use crate::context::Context;
 use crate::lexer::Token;
 use crate::names::zones;
@@ -29,7 +30,7 @@ use crate::report::{Diagnostic, Span, shown};
 use crate::suggest::nearest;
 
 /// The directives that are supported.
-pub(crate) const SUPPORTED: [&str; 29] = [
+pub(crate) const SUPPORTED: [&str; 30] = [
     "acl",
     "any",
     "autopath",
@@ -57,13 +58,14 @@ pub(crate) const SUPPORTED: [&str; 29] = [
     "rewrite",
     "template",
     "timeouts",
+    "tls",
     "trace",
     "whoami",
 ];
 
 /// The other directives of CoreDNS 1.15.0 (`core/dnsserver/zdirectives.go`), with what to do where there is more to
 /// say than to remove the line.
-const UNSUPPORTED: [(&str, &str); 33] = [
+const UNSUPPORTED: [(&str, &str); 32] = [
     ("root", "write absolute paths instead"),
     ("geoip", ""),
     ("cancel", ""),
@@ -79,7 +81,6 @@ const UNSUPPORTED: [(&str, &str); 33] = [
     ("tsig", ""),
     ("header", ""),
     ("dnssec", ""),
-    ("tls", ""),
     ("transfer", ""),
     ("dynupdate", ""),
     ("route53", ""),
@@ -119,6 +120,11 @@ pub(crate) struct Draft {
 impl Draft {
     pub(crate) fn new(block: ServerBlock) -> Self {
         Self { block, bind_spans: Vec::new(), first: HashMap::new() }
+    }
+
+    /// Where a directive stood first.
+    pub(crate) fn place_of(&self, name: &str) -> Option<Span> {
+        self.first.get(name).copied()
     }
 
     /// Whether where to listen is unknown: there is a `bind`, and all of it is wrong.
@@ -179,6 +185,7 @@ pub(crate) fn read(context: &mut Context<'_>, directive: &Directive, draft: &mut
         "pprof" => notices::pprof(context, directive),
         "trace" => notices::trace(context, directive),
         "timeouts" => draft.block.timeouts = notices::timeouts(context, directive, draft.block.timeouts),
+        "tls" => draft.block.tls = tls::read(context, directive),
         _ => unknown(context, &directive.name),
     }
 }
@@ -331,7 +338,7 @@ fn flag(context: &mut Context<'_>, option: &Entry) -> bool {
     count(context, &option.name, &option.arguments, (0, 0), &option.name.text)
 }
 
-/// Zones as arguments: names and networks. A port or a transport means nothing there; CoreDNS drops a port, which is
+/// Zones as arguments: names and networks. A port or a transport means nothing there; CoreDNS drops both, which is
 /// warned of.
 fn zone_list(context: &mut Context<'_>, tokens: &[Token]) -> Vec<Name> {
     let mut names = Vec::new();
@@ -339,6 +346,9 @@ fn zone_list(context: &mut Context<'_>, tokens: &[Token]) -> Vec<Name> {
         let Some(zones) = context.accept(token.span, zones(&token.text)) else { continue };
         if zones.port.is_some() {
             context.report(Diagnostic::warning(token.span, "a port has no meaning here").help("remove it"));
+        }
+        if zones.scheme == Some(Scheme::Tls) {
+            context.report(Diagnostic::warning(token.span, "`tls://` has no meaning here").help("remove it"));
         }
         for name in zones.names {
             if !names.contains(&name) {

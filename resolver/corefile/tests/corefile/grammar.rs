@@ -76,11 +76,11 @@ fn rejects_a_broken_structure_where_it_breaks() {
 
 #[test]
 fn finds_all_mistakes_of_meaning_at_once() {
-    let text = "tls://. {\n cache -1\n erratic\n forwrd . 9.9.9.9\n forward . x:y\n}\n";
+    let text = "https://. {\n cache -1\n erratic\n forwrd . 9.9.9.9\n forward . x:y\n}\n";
     assert_eq!(
         findings(&World::new(), text),
         [
-            "/etc/Corefile:1:1 serving over `tls://` is not supported by this version",
+            "/etc/Corefile:1:1 serving over `https://` is not supported by this version",
             "/etc/Corefile:2:8 `-1` is not a number from 1 to 4294967295",
             "/etc/Corefile:3:2 `erratic` is not supported by this version",
             "/etc/Corefile:4:2 unknown directive `forwrd`",

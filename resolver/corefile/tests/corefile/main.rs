@@ -12,4 +12,5 @@ mod docs;
 mod grammar;
 mod node_local;
 mod properties;
+mod tls;
 mod world;

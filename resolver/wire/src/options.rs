@@ -1,62 +1,65 @@
-//! The edns-tcp-keepalive option (RFC 7828): how long a connection may be silent, said to clients that ask.
+//! Options of a reply's OPT record that the transport adds, whoever made the reply: how long a connection may be silent
+//! (RFC 7828), and padding (RFC 7830).
 
-use crate::cursor::Cursor;
-use crate::header::rtype;
 use crate::query::{OPT, Query};
 use crate::reply::Reply;
 
-/// The option's code.
+/// edns-tcp-keepalive.
 const KEEPALIVE: u16 = 11;
+
+/// Padding.
+const PADDING: u16 = 12;
+
+/// Code and length of an option, in bytes.
+const HEAD: usize = 4;
+
+/// Replies are padded to a multiple of so many bytes (RFC 8467, 4.1).
+const PADDED_BLOCK: usize = 468;
 
 /// Whether the sender of `query`, which stands in `packet`, asks how long its connection may be silent.
 pub fn asks_keepalive(packet: &[u8], query: &Query) -> bool {
-    query.edns.is_some() && find(packet, query).unwrap_or(false)
+    query.options(packet).any(|(code, _)| code == KEEPALIVE)
 }
 
-fn find(packet: &[u8], query: &Query) -> Option<bool> {
-    let mut cursor = Cursor::new(packet, query.question_end);
-    // One record may stand before the OPT (IXFR's SOA), and one of another kind (TSIG).
-    for _ in 0..4 {
-        cursor.skip_name().ok()?;
-        let kind = cursor.u16().ok()?;
-        cursor.take(6).ok()?;
-        let length = cursor.u16().ok()?;
-        let data = cursor.take(usize::from(length)).ok()?;
-        if kind == rtype::OPT {
-            return has_option(data);
-        }
-    }
-    None
-}
-
-fn has_option(data: &[u8]) -> Option<bool> {
-    let mut options = Cursor::new(data, 0);
-    while options.at() < data.len() {
-        let (code, length) = (options.u16().ok()?, options.u16().ok()?);
-        options.take(usize::from(length)).ok()?;
-        if code == KEEPALIVE {
-            return Some(true);
-        }
-    }
-    Some(false)
+/// Whether the sender of `query`, which stands in `packet`, has padded it: then its reply is to be padded as well (RFC
+/// 7830, 4), where nobody can read it on the way.
+pub fn asks_padding(packet: &[u8], query: &Query) -> bool {
+    query.options(packet).any(|(code, _)| code == PADDING)
 }
 
 /// Adds the option to a reply that ends with an OPT record; any other is left as it is. `tenths`: how long the
 /// connection may be silent, in tenths of a second; 0 asks the client to close it.
 pub fn add_keepalive(reply: &mut Vec<u8>, tenths: u16) {
+    add(reply, KEEPALIVE, &tenths.to_be_bytes());
+}
+
+/// Pads a reply that ends with an OPT record to the next multiple of 468 bytes; the last option of all. One that would
+/// become too long for a DNS message is left as it is.
+pub fn add_padding(reply: &mut Vec<u8>) {
+    let length = (reply.len() + HEAD).next_multiple_of(PADDED_BLOCK);
+    if length <= usize::from(u16::MAX) {
+        let padding = vec![0; length - reply.len() - HEAD];
+        add(reply, PADDING, &padding);
+    }
+}
+
+fn add(reply: &mut Vec<u8>, code: u16, data: &[u8]) {
     let Ok(parsed) = Reply::parse(reply) else { return };
     let Some((_, place)) = parsed.edns.filter(|(_, place)| place.end == reply.len()) else { return };
     let length_at = place.start + OPT - 2;
     let Some(length) = reply.get(length_at..length_at + 2).and_then(|bytes| bytes.first_chunk::<2>()) else {
         return;
     };
-    let Some(length) = u16::from_be_bytes(*length).checked_add(6) else { return };
+    let (Ok(data_length), Ok(added)) = (u16::try_from(data.len()), u16::try_from(HEAD + data.len())) else {
+        return;
+    };
+    let Some(length) = u16::from_be_bytes(*length).checked_add(added) else { return };
     if let Some(place) = reply.get_mut(length_at..length_at + 2) {
         place.copy_from_slice(&length.to_be_bytes());
     }
-    reply.extend_from_slice(&KEEPALIVE.to_be_bytes());
-    reply.extend_from_slice(&[0, 2]);
-    reply.extend_from_slice(&tenths.to_be_bytes());
+    reply.extend_from_slice(&code.to_be_bytes());
+    reply.extend_from_slice(&data_length.to_be_bytes());
+    reply.extend_from_slice(data);
 }
 
 #[cfg(test)]
@@ -112,10 +115,34 @@ mod tests {
     }
 
     #[test]
+    fn a_reply_is_padded_to_whole_blocks_and_its_keepalive_stays() {
+        let packet = query(&[0, 12, 0, 2, 0, 0]);
+        assert!(asks_padding(&packet, &admit(&packet)) && !asks_keepalive(&packet, &admit(&packet)));
+        let mut reply = packet.clone();
+        reply.resize(512, 0);
+        let answer = OwnedAnswer::empty(Rcode::NXDOMAIN);
+        let length = answer.as_answer().write(&mut reply, &admit(&packet), None, 512).unwrap();
+        reply.truncate(length);
+        add_keepalive(&mut reply, 100);
+        add_padding(&mut reply);
+        assert_eq!(reply.len(), 468);
+        let parsed = Reply::parse(&reply).unwrap();
+        assert_eq!((parsed.rcode(), parsed.end), (Rcode::NXDOMAIN, reply.len()));
+        let (_, place) = parsed.edns.unwrap();
+        assert_eq!(reply[place.start + OPT..][..6], [0, 11, 0, 2, 0, 100]);
+        assert_eq!(reply[place.start + OPT + 6..][..2], [0, 12]);
+        assert!(reply[place.start + OPT + 10..].iter().all(|byte| *byte == 0));
+        // A whole block and more.
+        add_padding(&mut reply);
+        assert_eq!(reply.len(), 2 * 468);
+    }
+
+    #[test]
     fn a_reply_without_an_opt_record_stays_as_it_is() {
         let mut reply = vec![0, 7, 0x81, 0x80, 0, 1, 0, 0, 0, 0, 0, 0, 1, b'a', 0, 0, 1, 0, 1];
         let before = reply.clone();
         add_keepalive(&mut reply, 100);
+        add_padding(&mut reply);
         assert_eq!(reply, before);
     }
 }
