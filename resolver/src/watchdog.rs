@@ -69,6 +69,8 @@ fn watch(status: &Status) {
         let busy = answered != std::mem::replace(&mut answered_before, answered);
         let idle = !status.serving.load(Relaxed)
             || status.stopping.load(Relaxed)
+            // Sockets that are on their way to a newer process are read by nobody, and it may take its ten seconds to fail.
+            || status.handovers.is_giving()
             // A newer process has the sockets, and a watchdog of its own.
             || status.handovers.is_standing_by();
         if idle || busy || all_answer(status) {

@@ -165,6 +165,7 @@ impl Post {
     ) -> StoodBy {
         tracing::info!(version = newcomer.version, "a newer resolver has come; handing over");
         self.close_door();
+        self.status.handovers.giving.store(true, Relaxed);
         let departures = listeners.pause().await;
         admin.pause();
         let given = self.give(&newcomer, listeners, admin).await;
@@ -179,6 +180,7 @@ impl Post {
                     drop(link.send(&Message::Withdrawn, &[], Duration::from_secs(1)).await);
                 }
                 self.serve_again(departures, listeners, admin).await;
+                self.status.handovers.giving.store(false, Relaxed);
                 return StoodBy::Resumed;
             }
         };
@@ -187,6 +189,7 @@ impl Post {
         admin.keep_only(&http);
         self.status.handovers.given.add(1);
         self.status.handovers.standing_by.store(true, Relaxed);
+        self.status.handovers.giving.store(false, Relaxed);
         service::tell(Word::StandingBy);
         tracing::info!("standing by: the newer resolver serves, and this one should that one die");
         let mut stop = std::pin::pin!(stop);

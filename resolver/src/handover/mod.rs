@@ -85,6 +85,7 @@ pub struct Handovers {
     refused: Counter,
     failed: Counter,
     resumed: Counter,
+    giving: AtomicBool,
     standing_by: AtomicBool,
     superseded: AtomicBool,
 }
@@ -100,6 +101,11 @@ impl Handovers {
             ("resumed", &self.resumed),
         ];
         counters.into_iter().map(|(label, counter)| (label, counter.get())).collect()
+    }
+
+    /// Whether sockets are on their way to a newer process. Nobody reads them then, and that ends in its own time.
+    pub fn is_giving(&self) -> bool {
+        self.giving.load(Relaxed)
     }
 
     /// Whether a newer process serves.
