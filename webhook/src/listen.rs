@@ -5,7 +5,8 @@
 //! fails. It is also one dependency less for a first build.
 //!
 //! A connection's way: a permit → accepted → TLS handshake → HTTP/1.1 or 2, as ALPN says → first request in time →
-//! until it is idle for long, too old, or we stop: then it ends gracefully, after what it has in hand (`linger`).
+//! until it is idle for long, too old, or we stop: then it ends gracefully, after what it has in hand (`linger`), which
+//! has a bound too.
 
 use std::io;
 use std::pin::pin;
@@ -23,7 +24,7 @@ use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -44,6 +45,9 @@ pub struct Limits {
     pub head: Duration,
     /// After this time a connection is ended gracefully, so that clients meet new certificates and new replicas.
     pub age: Duration,
+    /// How long a connection may take from then on, or from when we are to stop, to end what it has in hand. What is left
+    /// after that is a client that does not take its answers, and would hold its place for good.
+    pub ending: Duration,
 }
 
 impl Default for Limits {
@@ -54,6 +58,7 @@ impl Default for Limits {
             handshake: Duration::from_secs(5),
             head: Duration::from_secs(20),
             age: Duration::from_secs(300),
+            ending: Duration::from_secs(15),
         }
     }
 }
@@ -179,6 +184,7 @@ impl Port {
         let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
         let mut no_request = pin!(sleep(self.limits.head));
         let mut too_old = pin!(sleep(self.limits.age));
+        let mut overdue = pin!(sleep(self.limits.age.saturating_add(self.limits.ending)));
         let (mut asked, mut ending) = (false, false);
         loop {
             tokio::select! {
@@ -188,7 +194,11 @@ impl Port {
                 () = first.notified(), if !asked => asked = true,
                 () = &mut no_request, if !asked => return Err((ConnectionFailure::NoRequest, None)),
                 () = &mut too_old, if !ending => ending = true,
-                () = stop.cancelled(), if !ending => ending = true,
+                () = &mut overdue => return Err((ConnectionFailure::Overdue, None)),
+                () = stop.cancelled(), if !ending => {
+                    ending = true;
+                    overdue.as_mut().reset(Instant::now() + self.limits.ending);
+                }
             }
             if ending {
                 connection.as_mut().graceful_shutdown();

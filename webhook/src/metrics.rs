@@ -71,10 +71,13 @@ pub enum ConnectionFailure {
     NoRequest,
     /// The HTTP on it was broken, or its client went away.
     Protocol,
+    /// When it had to end, its client did not take what it was still owed.
+    Overdue,
 }
 
 impl ConnectionFailure {
-    const ALL: [Self; 4] = [Self::Handshake, Self::HandshakeTimeout, Self::NoRequest, Self::Protocol];
+    const ALL: [Self; 5] =
+        [Self::Handshake, Self::HandshakeTimeout, Self::NoRequest, Self::Protocol, Self::Overdue];
 
     fn label(self) -> &'static str {
         match self {
@@ -82,6 +85,7 @@ impl ConnectionFailure {
             Self::HandshakeTimeout => "handshake_timeout",
             Self::NoRequest => "no_request",
             Self::Protocol => "protocol",
+            Self::Overdue => "overdue",
         }
     }
 }

@@ -20,6 +20,8 @@ use tokio_util::task::TaskTracker;
 
 const LONG: Duration = Duration::from_secs(3600);
 const SHORT: Duration = Duration::from_millis(20);
+/// More than fits between two ends of a connection.
+const LARGE_BYTES: usize = 32 << 20;
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
 
 struct Server {
@@ -29,14 +31,16 @@ struct Server {
 }
 
 fn limits() -> Limits {
-    Limits { connections: 100, handshake: LONG, head: LONG, age: LONG }
+    Limits { connections: 100, handshake: LONG, head: LONG, age: LONG, ending: LONG }
 }
 
 fn start(limits: Limits, certificates: Option<Arc<Resolver>>) -> Server {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let metrics = Arc::new(Metrics::new(Resolver::empty()));
     let port = Port {
-        router: Router::new().route("/", get(|| async { "here" })),
+        router: Router::new()
+            .route("/", get(|| async { "here" }))
+            .route("/large", get(|| async { vec![0_u8; LARGE_BYTES] })),
         tls: certificates.map(|certificates| tls(certificates).unwrap()),
         limits,
         metrics: Some(Arc::clone(&metrics)),
@@ -133,6 +137,19 @@ fn lets_further_connections_wait_for_a_place() {
 
 #[test]
 fn ends_an_http2_connection_without_a_request() {
+    let (resolver, authority) = certificates();
+    let server = start(Limits { head: SHORT, ..limits() }, Some(resolver));
+    let mut tls = connect(server.address, &authority, &[b"h2"]).unwrap();
+    let mut text = Vec::new();
+    match tls.read_to_end(&mut text) {
+        Ok(_) => {}
+        Err(error) => assert!([UnexpectedEof, ConnectionReset].contains(&error.kind()), "{error}"),
+    }
+    server.wait_for_failure("no_request");
+}
+
+/// A certificate that is served, and who vouches for it.
+fn certificates() -> (Arc<Resolver>, Vec<u8>) {
     let resolver = Resolver::empty();
     let names = ServingNames {
         service: "nodestub-webhook".to_owned(),
@@ -143,14 +160,27 @@ fn ends_an_http2_connection_without_a_request() {
     };
     let material = issue(&names, Lifetimes::for_leaf(LONG), SystemTime::now()).unwrap();
     resolver.swap(Arc::new(Pair::parse(&material, SystemTime::now()).unwrap()));
-    let server = start(Limits { head: SHORT, ..limits() }, Some(resolver));
-    let mut tls = connect(server.address, &material.authority, &[b"h2"]).unwrap();
-    let mut text = Vec::new();
-    match tls.read_to_end(&mut text) {
-        Ok(_) => {}
-        Err(error) => assert!([UnexpectedEof, ConnectionReset].contains(&error.kind()), "{error}"),
-    }
-    server.wait_for_failure("no_request");
+    (resolver, material.authority)
+}
+
+#[test]
+fn ends_an_old_connection_whose_client_does_not_take_its_answer() {
+    let server = start(Limits { age: SHORT, ending: SHORT, ..limits() }, None);
+    let mut stream = server.connect();
+    stream.write_all(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    server.wait_for_failure("overdue");
+    assert!(read_to_close(&mut stream).len() < LARGE_BYTES);
+}
+
+#[test]
+fn ends_an_old_http2_connection_whose_client_does_not_take_its_answer() {
+    let (resolver, authority) = certificates();
+    let server = start(Limits { age: SHORT, ending: SHORT, ..limits() }, Some(resolver));
+    let mut tls = connect(server.address, &authority, &[b"h2"]).unwrap();
+    // The preface, SETTINGS, and `GET /large`, for which there is a window of 64 KiB (RFC 9113, 6.9.2) that is not widened.
+    tls.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+    tls.write_all(b"\0\0\x0a\x01\x05\0\0\0\x01\x82\x87\x04\x06/large\0").unwrap();
+    server.wait_for_failure("overdue");
 }
 
 /// One exchange on a connection that stays open.

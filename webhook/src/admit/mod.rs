@@ -79,6 +79,10 @@ pub mod keys {
     /// Written by us: a hash of what was injected.
     pub const REVISION: &str = "nodestub.io/revision";
 
+    /// Annotations of pods and namespaces that exist; a namespace may have [`ROLLOUT`] besides.
+    pub const ANNOTATIONS: [&str; 8] =
+        [INJECT, NDOTS, OPTIONS, SEARCHES, FALLBACK, LOCAL_ADDRESS, STATUS, REVISION];
+
     /// Keys whose values can be bad, for the metric; `other` stands for keys that do not exist.
     pub const CHECKED: [&str; 9] =
         [INJECT, INJECT_ALIAS, NDOTS, OPTIONS, SEARCHES, FALLBACK, LOCAL_ADDRESS, ROLLOUT, "other"];

@@ -128,5 +128,9 @@ mod tests {
         let (_, warnings) = read_one("nodestub.io/ndot", "2");
         assert_eq!(warnings[0].label(), "unknown_annotation");
         assert!(read_one("example.com/ndots", "2").1.is_empty());
+        for key in keys::ANNOTATIONS {
+            let (_, warnings) = read_one(key, "");
+            assert!(warnings.iter().all(|warning| warning.label() != "unknown_annotation"), "{key}");
+        }
     }
 }

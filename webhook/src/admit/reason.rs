@@ -275,7 +275,7 @@ pub const MAX_WARNING_BYTES: usize = 256;
 pub const MAX_WARNINGS: usize = 12;
 /// At the end of what was cut. ASCII, as all of a warning: it travels in an HTTP header (RFC 7234, 5.5), and not every
 /// client shows one with other bytes.
-const CUT: &str = "...";
+pub(crate) const CUT: &str = "...";
 /// How much of a value is quoted, in characters.
 const MAX_QUOTED_CHARACTERS: usize = 40;
 

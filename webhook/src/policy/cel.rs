@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use crate::admit::compose::{DEFAULT_NDOTS, MAX_NAMESERVERS, MAX_SEARCH_CHARACTERS, MAX_SEARCHES};
 use crate::admit::names::MAX_NAME_BYTES;
 use crate::admit::options::FLAGS;
+use crate::admit::reason::{CUT, MAX_WARNING_BYTES};
 use crate::admit::selector::Mark;
 use crate::admit::{
     DnsOption, Domain, Facts, FailOpen, Fallback, PodSelector, Policy, Warning, keys, stable_hash,
@@ -317,20 +318,37 @@ pub(super) fn patch(revision: &str) -> String {
     )
 }
 
-/// What is said of annotations that count for nothing: what must hold, and the words where it does not.
-pub(super) fn warnings(policy: &Policy, facts: &Facts) -> Vec<(String, String)> {
-    let mut warnings = vec![(
+/// What a warning of the policy is made of.
+pub(super) struct Check {
+    /// What must hold.
+    pub(super) holds: String,
+    /// The words where it does not.
+    pub(super) message: String,
+    /// An expression for words of this very pod; where it cannot be computed, the others are said.
+    pub(super) own_message: Option<String>,
+}
+
+impl Check {
+    fn new(holds: String, message: String) -> Self {
+        Self { holds, message, own_message: None }
+    }
+}
+
+/// What is said of annotations that count for nothing.
+pub(super) fn warnings(policy: &Policy, facts: &Facts) -> Vec<Check> {
+    let mut warnings = vec![Check::new(
         "!variables.optedIn || !variables.asksForShare".to_owned(),
         format!(
             "nodestub: {} on the namespace is not for mode policy: the pod is left as it is; use the webhook",
             keys::ROLLOUT
         ),
     )];
+    warnings.extend([("p", "pod"), ("n", "namespace")].map(|(level, place)| unknown(level, place)));
     for (place, holder, level) in [("pod", "object", "p"), ("namespace", "namespaceObject", "n")] {
         let mut check = |key: &str, good: String, allowed: &str| {
             let is_set = format!("{} != ''", value(holder, "annotations", key));
             let message = format!("nodestub: {key} on the {place} is not used; allowed: {allowed}");
-            warnings.push((format!("!variables.optedIn || !({is_set}) || {good}"), message));
+            warnings.push(Check::new(format!("!variables.optedIn || !({is_set}) || {good}"), message));
         };
         check(keys::NDOTS, format!("variables.{level}NdotsGood"), "0 to 15");
         check(keys::OPTIONS, format!("variables.{level}OptionsGood"), crate::admit::options::ALLOWED_OPTIONS);
@@ -351,10 +369,49 @@ pub(super) fn warnings(policy: &Policy, facts: &Facts) -> Vec<(String, String)> 
     }
     if facts.fail_open == FailOpen::Everywhere {
         let injected = value("object", "annotations", keys::STATUS);
-        warnings.push((
+        warnings.push(Check::new(
             format!("{injected} != 'injected' || !{HOST_NETWORK} || {} != 'none'", wished_fallback(policy)),
             format!("nodestub: {}", Warning::FallbackKeptForHostNetwork),
         ));
     }
     warnings
+}
+
+/// Our annotations that do not exist, in order: `overrides::read`'s last arm. The policy that warns has them besides
+/// [`texts`]; what is injected does not depend on them.
+pub(super) fn unknown_annotations() -> Vec<Named> {
+    let unknown = |holder: &str, known: &[&str]| {
+        format!(
+            "{holder}.metadata.?annotations.orValue({{}}).filter(k, k.startsWith({}) && !(k in {})).sort()",
+            text(keys::PREFIX),
+            texts_of(known)
+        )
+    };
+    let of_namespace: Vec<_> = keys::ANNOTATIONS.into_iter().chain([keys::ROLLOUT]).collect();
+    vec![
+        ("pUnknown", unknown("object", &keys::ANNOTATIONS)),
+        ("nUnknown", unknown("namespaceObject", &of_namespace)),
+    ]
+}
+
+/// One warning for all of a level, as long as one may be. A pod with thousands of them is admitted as well: whatever fails here,
+/// the binding only warns, and what costs too much is passed over (`failurePolicy: Ignore`).
+fn unknown(level: &str, place: &str) -> Check {
+    let all = format!("variables.{level}Unknown");
+    let words = format!(
+        "{} + {all}.map(k, '\"' + k + '\"').join(', ') + {}",
+        text("nodestub: annotation "),
+        text(&format!(" on the {place} is not known to this version"))
+    );
+    let cut = MAX_WARNING_BYTES - CUT.len();
+    let short =
+        format!("[{words}].map(t, t.size() > {MAX_WARNING_BYTES} ? t.substring(0, {cut}) + '{CUT}' : t)[0]");
+    Check {
+        holds: format!("!variables.optedIn || {all}.size() == 0"),
+        message: format!(
+            "nodestub: an annotation {}... on the {place} is not known to this version",
+            keys::PREFIX
+        ),
+        own_message: Some(short),
+    }
 }

@@ -123,6 +123,14 @@ pub fn render(policy: &Policy, facts: &Facts) -> Result<Vec<Value>, PolicyError>
     let named = |all: &[(&str, String)]| -> Value {
         all.iter().map(|(name, expression)| json!({"name": name, "expression": expression})).collect()
     };
+    let validations: Vec<_> = cel::warnings(policy, facts)
+        .into_iter()
+        .map(|cel::Check { holds, message, own_message }| match own_message {
+            Some(own) => json!({"expression": holds, "message": message, "messageExpression": own}),
+            None => json!({"expression": holds, "message": message}),
+        })
+        .collect();
+    let words: Vec<_> = cel::texts().into_iter().chain(cel::unknown_annotations()).collect();
     Ok(vec![
         object(
             "MutatingAdmissionPolicy",
@@ -145,10 +153,8 @@ pub fn render(policy: &Policy, facts: &Facts) -> Result<Vec<Value>, PolicyError>
             json!({
                 "failurePolicy": "Ignore",
                 "matchConstraints": constraints,
-                "variables": named(&cel::texts()),
-                "validations": cel::warnings(policy, facts).iter().map(|(expression, message)| {
-                    json!({"expression": expression, "message": message})
-                }).collect::<Vec<_>>(),
+                "variables": named(&words),
+                "validations": validations,
             }),
         ),
         object(

@@ -81,6 +81,11 @@ impl Webhook {
         }
     }
 
+    /// The lines of log since the last that was waited for.
+    pub(crate) fn logged(&self) -> Vec<Value> {
+        self.logs.try_iter().collect()
+    }
+
     /// Sends a signal.
     pub(crate) fn signal(&self, signal: rustix::process::Signal) {
         let id = rustix::process::Pid::from_child(&self.process);
