@@ -26,8 +26,15 @@ impl Listeners {
         if self.shared.has_stand_by.load(Relaxed) {
             return;
         }
-        if let Err(error) = self.be_passed_by() {
-            tracing::warn!(%error, "queries that come in the moment in which this resolver stops may be lost");
+        match self.be_passed_by() {
+            Ok(()) => {}
+            // Who may not do it has, as a rule, no rules that would ask for it.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                tracing::debug!(%error, "not passed by");
+            }
+            Err(error) => {
+                tracing::warn!(%error, "queries that come in the moment in which this resolver stops may be lost");
+            }
         }
         packets_on_their_way().await;
         for (address, bound) in &self.bound {
