@@ -1,4 +1,5 @@
 # shellcheck shell=bash
+# Modes without NODESTUB_FULL: nftables
 # Nodestub installed by its manifests alone, as manifests/README.md says, on a cluster whose DNS has entries of its own:
 # pods resolve through their node, whatever becomes of its resolver.
 
