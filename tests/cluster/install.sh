@@ -281,7 +281,7 @@ left_as_it_is() {
     lines=$(wc -l < "$LOGS/kube-apiserver.log")
     asker "$1"
     expect_equal "dnsPolicy of $1" "$(policy_of "$1")" ClusterFirst
-    tail -n "+$((lines + 1))" "$LOGS/kube-apiserver.log" | grep -F 'failing open inject.nodestub.io' | grep -qF -- "$2" ||
+    tail -n "+$((lines + 1))" "$LOGS/kube-apiserver.log" | grep -F 'failing open inject.nodestub.io' | grep -F -- "$2" > /dev/null ||
         fail "the API server does not say ${2@Q}: $(tail -n "+$((lines + 1))" "$LOGS/kube-apiserver.log" | grep -F nodestub | tail -n 3)"
 }
 
