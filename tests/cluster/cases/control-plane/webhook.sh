@@ -21,6 +21,8 @@ test_the_shipped_registration_never_stops_a_pod() {
 
 test_facts_are_found_and_followed() {
     on_the_api_server finds_facts_in_the_cluster_follows_them_and_tells_resolvers
+    # What it told them is of no cluster that the next tests know.
+    kubectl --namespace kube-system delete configmap nodestub-facts --ignore-not-found > /dev/null
 }
 
 test_a_policy_decides_as_the_webhook_does_or_is_refused_by_name() {
