@@ -7,7 +7,7 @@
 //! ```
 //!
 //! CoreDNS reads its files when it starts and at a reload of the Corefile. Here a certificate that is renewed (a mounted
-//! Secret of cert-manager, say) is served within [`LOOK`]; one that then does not read leaves the last good one in
+//! Secret of cert-manager, say) is served within five seconds; one that then does not read leaves the last good one in
 //! place, is said once and counted. Connections go on with what they were made with.
 //!
 //! Who comes again takes up his session by a ticket (RFC 8446, 2.2; RFC 5077), whose keys live in this process, change

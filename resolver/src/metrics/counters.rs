@@ -187,7 +187,7 @@ impl<const PLACES: usize> Default for Histogram<PLACES> {
 
 /// Durations; the sum is in nanoseconds.
 pub type Durations = Histogram<17>;
-/// Durations in [`SLIM_BOUNDS`]; the sum is in nanoseconds.
+/// Durations in `SLIM_BOUNDS`; the sum is in nanoseconds.
 pub type SlimDurations = Histogram<6>;
 /// Sizes; the sum is in bytes.
 pub(super) type Sizes = Histogram<15>;
