@@ -9,11 +9,13 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::{IpAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use nodestub_corefile::config::Scheme;
 use nodestub_dataplane::{Error, Removed};
 
+use crate::listen::is_free;
 use crate::pods::{self, Unreadable};
 
 /// Pods that are named in the refusal; of more, the number.
@@ -65,10 +67,8 @@ fn nobody_uses(wanted: &CleanUp) -> Result<(), CleanUpError> {
 
 /// In the clear at the port of DNS, or over TLS at the usual one.
 fn somebody_listens(address: IpAddr, port: u16) -> bool {
-    let taken =
-        |bound: std::io::Result<()>| bound.is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse);
-    let by_tcp = |port| taken(TcpListener::bind((address, port)).map(drop));
-    taken(UdpSocket::bind((address, port)).map(drop)) || by_tcp(port) || by_tcp(TLS_PORT)
+    let asked = [(port, Scheme::Dns), (port, Scheme::Tls), (TLS_PORT, Scheme::Tls)];
+    asked.into_iter().any(|(port, scheme)| !is_free(SocketAddr::new(address, port), scheme))
 }
 
 /// Why nothing, or not everything, was taken away.

@@ -58,25 +58,28 @@ pub(super) fn tcp(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 
 /// Whether queries to an address would be ours alone: nobody else has bound it.
 pub fn is_free(address: SocketAddr, scheme: Scheme) -> bool {
-    let probe = move || {
-        let kind = match scheme {
-            Scheme::Dns => Type::DGRAM,
-            Scheme::Tls => Type::STREAM,
-        };
-        let socket = Socket::new(Domain::for_address(address), kind.cloexec(), None)?;
-        // Connections that are fading away are no listener.
-        socket.set_reuse_address(scheme == Scheme::Tls)?;
-        if address.is_ipv6() {
-            socket.set_only_v6(true)?;
-        }
-        // A query that came to this socket would be lost with it; the rules pass it by so. Who may not have it has no rules.
-        drop(socket.set_ip_transparent_v4(true));
-        // Without SO_REUSEPORT: our own user's sockets are in the way as well.
-        socket.bind(&address.into())
-    };
-    let probe = privileges::call(probe);
+    let probe = privileges::call(move || probe(address, scheme));
     // Any other error will be met, and told, where it is bound in earnest.
     !matches!(probe, Err(error) if error.kind() == io::ErrorKind::AddrInUse)
+}
+
+/// A socket that is bound where nobody else is. A query that came to it would be lost with it, so the rules pass it by; who
+/// may not have that has no rules.
+fn probe(address: SocketAddr, scheme: Scheme) -> io::Result<Socket> {
+    let kind = match scheme {
+        Scheme::Dns => Type::DGRAM,
+        Scheme::Tls => Type::STREAM,
+    };
+    let socket = Socket::new(Domain::for_address(address), kind.cloexec(), None)?;
+    // Connections that are fading away are no listener.
+    socket.set_reuse_address(scheme == Scheme::Tls)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    drop(socket.set_ip_transparent_v4(true));
+    // Without SO_REUSEPORT: our own user's sockets are in the way as well.
+    socket.bind(&address.into())?;
+    Ok(socket)
 }
 
 impl BindError {
@@ -108,5 +111,35 @@ impl std::fmt::Display for BindError {
 impl std::error::Error for BindError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         Some(&self.cause)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_probe_takes_no_query_that_the_rules_see() {
+        for local in ["127.0.0.1:0", "[::1]:0"] {
+            let Ok(socket) = probe(local.parse().unwrap(), Scheme::Dns) else { continue };
+            // Refused to who has no right to it, and then there are no rules.
+            let may =
+                Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap().set_ip_transparent_v4(true).is_ok();
+            assert_eq!(socket.ip_transparent_v4().unwrap(), may, "{local}");
+        }
+    }
+
+    #[test]
+    fn an_address_is_free_unless_somebody_has_it_even_one_of_ours() {
+        for (local, scheme) in [("127.0.0.1:0", Scheme::Dns), ("127.0.0.1:0", Scheme::Tls)] {
+            let ours = match scheme {
+                Scheme::Dns => udp(local.parse().unwrap()).unwrap(),
+                Scheme::Tls => tcp(local.parse().unwrap()).unwrap().into(),
+            };
+            let address = ours.local_addr().unwrap().as_socket().unwrap();
+            assert!(!is_free(address, scheme), "{scheme}");
+            drop(ours);
+            assert!(is_free(address, scheme), "{scheme}");
+        }
     }
 }
