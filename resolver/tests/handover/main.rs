@@ -248,6 +248,25 @@ fn a_newcomer_that_cannot_serve_never_disturbs() {
 }
 
 #[test]
+fn a_newcomer_that_hangs_is_given_up_and_the_watchdog_waits_for_that() {
+    let Some(scene) = Scene::new("a_newcomer_that_hangs_is_given_up_and_the_watchdog_waits_for_that") else {
+        return;
+    };
+    let first = scene.first();
+    scene.warm_up();
+    // Greeted, given all sockets, and silent from then on. Nobody asks meanwhile, so nothing tells busy from deaf.
+    let newcomer = scene.knock();
+    say(&newcomer, &opening(1, 1, &[0xff; 10]));
+    say(&newcomer, &[6]);
+    wait(&first, "the handover failed; this resolver serves on");
+    let said = first.lines().join("\n");
+    assert!(!said.contains("the watchdog's question"), "{said}");
+    scene.warm_up();
+    drop(newcomer);
+    terminate(first);
+}
+
+#[test]
 fn strangers_and_babblers_do_no_harm() {
     let Some(scene) = Scene::new("strangers_and_babblers_do_no_harm") else { return };
     let first = scene.first();
