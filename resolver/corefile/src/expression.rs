@@ -238,6 +238,7 @@ impl QueryData<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::any_text;
 
     fn groups() -> BTreeMap<String, String> {
         [("0", "x-10.test."), ("1", "10"), ("n", "10")].map(|(k, v)| (k.to_owned(), v.to_owned())).into()
@@ -424,14 +425,7 @@ mod tests {
             "if ",
             " else ",
         ];
-        let mut state = 1_u64;
-        for _ in 0..20_000 {
-            let mut text = String::new();
-            for _ in 0..8 {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                let index = usize::try_from(state >> 33).unwrap() % pieces.len();
-                text += pieces.get(index).unwrap();
-            }
+        for text in any_text::of(&pieces) {
             if Expression::parse(&text, &[("v".to_owned(), Kind::Int)]).is_ok() {
                 drop(run(&text));
             }

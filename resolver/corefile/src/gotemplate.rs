@@ -158,6 +158,7 @@ impl GoTemplate {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::any_text;
 
     fn data() -> TemplateData {
         TemplateData {
@@ -276,14 +277,7 @@ mod tests {
             "{{", "}}", "-", " ", "if", ".", "$", "x", "\"", "(", ")", "|", ":=", "end", "range", "1", "`",
             "'",
         ];
-        let mut state = 1_u64;
-        for _ in 0..20_000 {
-            let mut text = String::new();
-            for _ in 0..8 {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                let index = usize::try_from(state >> 33).unwrap() % pieces.len();
-                text += pieces.get(index).unwrap();
-            }
+        for text in any_text::of(&pieces) {
             if let Ok(template) = GoTemplate::parse(&text) {
                 drop(template.execute(&data()));
             }

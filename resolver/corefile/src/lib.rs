@@ -16,6 +16,8 @@
 //! Deliberately not here: reading resolv.conf and hosts files for use, resolving devices, binding anything.
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+mod any_text;
 mod blocks;
 pub mod config;
 mod context;

@@ -80,6 +80,15 @@ mod tests {
         query
     }
 
+    fn nxdomain(packet: &[u8]) -> Vec<u8> {
+        let mut reply = packet.to_vec();
+        reply.resize(512, 0);
+        let answer = OwnedAnswer::empty(Rcode::NXDOMAIN);
+        let length = answer.as_answer().write(&mut reply, &admit(packet), None, 512).unwrap();
+        reply.truncate(length);
+        reply
+    }
+
     #[test]
     fn finds_the_option_among_others_and_not_where_it_is_not() {
         let cookie = [0, 10, 0, 8, 1, 2, 3, 4, 5, 6, 7, 8];
@@ -103,11 +112,7 @@ mod tests {
     #[test]
     fn a_reply_says_the_time_within_its_opt_record() {
         let packet = query(&[0, 11, 0, 0]);
-        let mut reply = packet.clone();
-        reply.resize(512, 0);
-        let answer = OwnedAnswer::empty(Rcode::NXDOMAIN);
-        let length = answer.as_answer().write(&mut reply, &admit(&packet), None, 512).unwrap();
-        reply.truncate(length);
+        let mut reply = nxdomain(&packet);
         add_keepalive(&mut reply, 100);
         let parsed = Reply::parse(&reply).unwrap();
         assert_eq!((parsed.rcode(), parsed.end), (Rcode::NXDOMAIN, reply.len()));
@@ -118,11 +123,7 @@ mod tests {
     fn a_reply_is_padded_to_whole_blocks_and_its_keepalive_stays() {
         let packet = query(&[0, 12, 0, 2, 0, 0]);
         assert!(asks_padding(&packet, &admit(&packet)) && !asks_keepalive(&packet, &admit(&packet)));
-        let mut reply = packet.clone();
-        reply.resize(512, 0);
-        let answer = OwnedAnswer::empty(Rcode::NXDOMAIN);
-        let length = answer.as_answer().write(&mut reply, &admit(&packet), None, 512).unwrap();
-        reply.truncate(length);
+        let mut reply = nxdomain(&packet);
         add_keepalive(&mut reply, 100);
         add_padding(&mut reply);
         assert_eq!(reply.len(), 468);

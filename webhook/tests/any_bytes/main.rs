@@ -67,6 +67,18 @@ fn any_client(review: &[u8]) -> BoxedStrategy<Client> {
         .boxed()
 }
 
+/// The webhook's bound for a body, in bytes.
+const MAX_BODY_BYTES: usize = 7 * 1024 * 1024;
+
+/// What may stand for the length of a body that is so many bytes long.
+fn any_length(length: usize) -> BoxedStrategy<String> {
+    prop_oneof![
+        (0..length * 2).prop_map(|length| length.to_string()),
+        any::<i128>().prop_map(|length| length.to_string()),
+    ]
+    .boxed()
+}
+
 /// A few changes to bytes that were good: others in their place, others between, some taken out, some twice, broken off.
 fn damaged(good: Vec<u8>) -> BoxedStrategy<Vec<u8>> {
     let change = (any::<Index>(), 0_usize..200, 0..5_u8, prop::collection::vec(any::<u8>(), 1..20));
