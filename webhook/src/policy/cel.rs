@@ -1,7 +1,7 @@
 //! The decision in the Common Expression Language, as the API server of Kubernetes 1.36 runs it.
 //!
 //! Each function here says again what one of `admit`'s does; the vectors hold both to the same answers
-//! (`webhook/tests/api_server.rs`).
+//! (`webhook/tests/api_server/policy.rs`).
 
 use std::net::IpAddr;
 

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The webhook on a real API server, without a node: the tests of webhook/tests/api_server.rs, in namespaces where the API
+# The webhook on a real API server, without a node: the tests of webhook/tests/api_server, in namespaces where the API
 # server reaches them at 127.0.0.1.
 
 # on_the_api_server NAME: one of them.
@@ -26,5 +26,5 @@ test_facts_are_found_and_followed() {
 }
 
 test_a_policy_decides_as_the_webhook_does_or_is_refused_by_name() {
-    on_the_api_server decides_by_policy_as_the_webhook_does_or_refuses_by_name
+    on_the_api_server policy::decides_by_policy_as_the_webhook_does_or_refuses_by_name
 }
